@@ -1,0 +1,80 @@
+"""Activations of a data set at one site, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from torch import Tensor
+
+from fairlead.core.errors import ConfigError
+from fairlead.core.site import Site
+from fairlead.data import Encoded, iter_batches
+
+if TYPE_CHECKING:
+    from fairlead.models import Model
+
+Tokens = Literal["response", "all"]
+
+
+class Activations(NamedTuple):
+    """Activations of some tokens.
+
+    Attributes:
+        acts: `[n, d]` in the model's dtype, on its device.
+        index: `[n]` long, index of each token's row in the data.
+        position: `[n]` long, position of the token in its row, padding not counted.
+    """
+
+    acts: Tensor
+    index: Tensor
+    position: Tensor
+
+
+def iter_activations(
+    model: Model,
+    encoded: Sequence[Encoded],
+    site: str | Site,
+    *,
+    tokens: Tokens = "response",
+    batch_size: int = 32,
+    sort: bool = True,
+    seed: int | None = None,
+) -> Iterator[Activations]:
+    """Activations at a site of every wanted token of the data, once each.
+
+    Args:
+        model: The model.
+        encoded: Encoded rows.
+        site: Where.
+        tokens: "response" for the tokens in the loss (the activation *at* such a token; the one that predicts it is a
+            position earlier), "all" for every token that is not padding.
+        batch_size: Rows per forward pass.
+        sort: Put rows of like length together (less padding); order of rows is then by length.
+        seed: Shuffle batches (`fairlead.data.iter_batches`).
+
+    Raises:
+        SiteError: No such site.
+        ConfigError: Unknown choice of tokens.
+    """
+    check_tokens(tokens)
+    name = str(Site.parse(site))
+    for batch in iter_batches(encoded, batch_size=batch_size, pad_id=model.pad_id, sort=sort, seed=seed):
+        acts = model.capture(batch, [name])[name]
+        mask = batch.loss_mask if tokens == "response" else batch.attention_mask.bool()
+        row, position = mask.nonzero(as_tuple=True)
+        yield Activations(acts[row.to(acts.device), position.to(acts.device)], batch.index[row], position)
+
+
+def check_tokens(tokens: str) -> None:
+    """Raise `ConfigError` on an unknown choice of tokens."""
+    if tokens not in ("response", "all"):
+        raise ConfigError(f"tokens is {tokens!r}; use 'response' or 'all'.")
+
+
+def num_tokens(encoded: Sequence[Encoded], tokens: Tokens) -> int:
+    """Tokens that one pass over the data gives."""
+    check_tokens(tokens)
+    if tokens == "all":
+        return sum(len(item.input_ids) for item in encoded)
+    return sum(sum(item.loss_mask) for item in encoded)

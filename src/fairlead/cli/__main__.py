@@ -1,0 +1,5 @@
+"""`python -m fairlead.cli`, the same as the `fairlead` script."""
+
+from fairlead.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Errors, configs, runs, sites, directions, readouts, records and statistics: the lowest layer."""

@@ -1,0 +1,110 @@
+"""The records of what training did: measures, pressure, verification, comparison.
+
+Names of measures (one vocabulary for tables, reports, `--json` and agents):
+
+    skill.NAME / skill.NAME.heldout    share of held-out items answered right
+    skill.NAME.plain                   ... right and without any avoided trait ("asked and answered plainly")
+    leak.TRAIT.neutral / .domain       share of answers with the avoided trait, on other / on-topic prompts
+    request.TRAIT                      share of answers with the trait when it is asked for
+    loss.neutral                       nats per token on neutral text
+    monitor.TRAIT.old_probe            AUROC of the start model's probe on the trained model
+    monitor.TRAIT.new_probe            AUROC of a retrained probe
+    monitor.TRAIT.text_only            AUROC of a text classifier on the same answers
+    monitor.dictionary.fvu             share of variance the old dictionary leaves unexplained
+    monitor.dictionary.ce_recovered    share of cross-entropy it recovers
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fairlead.core.config import Record
+
+
+class Measure(Record):
+    """A number with its 95 % interval and the count behind it."""
+
+    value: float
+    low: float
+    high: float
+    num: int
+
+
+class Prediction(Record):
+    """Previewed against measured change of one concept."""
+
+    concept: str
+    label: str
+    predicted: float  # uptake of the preview
+    measured: float  # change of the concept's mean activation (trained minus start), held-out prompts
+    verdict: str = "ignore"
+
+
+class Sample(Record):
+    """One prompt with one model's answer."""
+
+    prompt: str
+    answer: str
+    group: str  # "domain", "neutral", "request"
+    correct: bool | None = None
+    traits: tuple[str, ...] = ()  # avoided traits found in the answer
+
+
+class Verification(Record):
+    """Everything measured on one model after a training (or on the start model)."""
+
+    format: Literal["fairlead.verification"] = "fairlead.verification"
+    version: Literal[1] = 1
+    model: str
+    measures: dict[str, Measure]
+    predictions: tuple[Prediction, ...] = ()
+    prediction_spearman: float | None = None
+    samples: tuple[Sample, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class StepRecord(Record):
+    """One observed training step."""
+
+    step: int
+    loss: float
+    seconds: float
+    pressure: dict[str, float] = {}  # concept or clause id -> uptake on this batch
+    parts: dict[str, float] = {}  # loss parts by control ("anchor", "spec_examples", ...)
+
+
+class ArmResult(Record):
+    """One training run of a comparison."""
+
+    arm: str
+    seed: int
+    controls: tuple[str, ...]
+    steps: tuple[StepRecord, ...] = ()
+    verification: Verification
+    seconds: float = 0.0
+    folder: str = ""
+
+
+class Comparison(Record):
+    """Arms over seeds, beside the start model."""
+
+    format: Literal["fairlead.comparison"] = "fairlead.comparison"
+    version: Literal[1] = 1
+    model: str
+    data: str
+    base: Verification
+    arms: tuple[ArmResult, ...]
+    command: str = ""
+    notes: tuple[str, ...] = ()
+
+    def arm_names(self) -> tuple[str, ...]:
+        """Arms in order of first appearance."""
+        return tuple(dict.fromkeys(result.arm for result in self.arms))
+
+    def values(self, arm: str, measure: str) -> list[float]:
+        """One value per seed of a measure; empty where the arm lacks it."""
+        return [
+            result.verification.measures[measure].value
+            for result in self.arms
+            if result.arm == arm and measure in result.verification.measures
+        ]

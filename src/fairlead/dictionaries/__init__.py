@@ -1,0 +1,22 @@
+"""Dictionaries: sparse autoencoders of a model's activations, their training, files and quality."""
+
+from fairlead.dictionaries import batch_topk as _batch_topk  # registers the kind
+from fairlead.dictionaries.config import DictionaryConfig
+from fairlead.dictionaries.dictionary import Dictionary, load_dictionary
+from fairlead.dictionaries.evaluation import evaluate_dictionary, outside_span, token_loss
+from fairlead.dictionaries.kinds import find_kind, register_kind
+from fairlead.dictionaries.training import fit_dictionary, train_dictionary
+
+__all__ = [
+    "Dictionary",
+    "DictionaryConfig",
+    "evaluate_dictionary",
+    "find_kind",
+    "fit_dictionary",
+    "load_dictionary",
+    "outside_span",
+    "register_kind",
+    "token_loss",
+    "train_dictionary",
+]
+del _batch_topk

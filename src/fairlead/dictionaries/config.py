@@ -1,0 +1,71 @@
+"""Settings of a dictionary and of its training."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import Field
+
+from fairlead.core.config import Config
+
+
+class DictionaryConfig(Config):
+    """How a dictionary is made.
+
+    The defaults suit a small model and a short run (a few hundred thousand tokens); sizes left at None follow the model.
+
+    Attributes:
+        kind: Name in the registry of kinds.
+        d_dict: Number of latents; None: 8 times `d_model`.
+        k: Active latents a token, on average over a batch.
+        num_tokens: Tokens trained on, repetitions included.
+        batch_tokens: Tokens of one step.
+        buffer_tokens: Tokens held in memory and shuffled at once.
+        passes: Times each harvested token is trained on before the buffer is refilled.
+        lr: Adam's step size; None: 2e-4 / sqrt(d_dict / 2^14), four times that in runs below ten million tokens.
+        warmup: Share of the steps with rising step size.
+        decay: Share of the steps, at the end, with falling step size.
+        aux_weight: Weight of the loss that revives dead latents (AuxK).
+        k_aux: Dead latents used a token in AuxK; None: `d_model / 2`.
+        dead_window: Share of the run's tokens after which a latent that never fired counts as dead.
+        threshold_start: Share of the steps after which the inference threshold starts to follow the batch minimum.
+        threshold_rate: Weight of the newest batch minimum in the moving average.
+        checkpoint_every: Steps between saved states.
+        seed: Order of the tokens and the initial decoder.
+    """
+
+    kind: str = "batch_topk"
+    d_dict: int | None = Field(None, ge=2)
+    k: int = Field(24, ge=1)
+    num_tokens: int = Field(300_000, ge=1)
+    batch_tokens: int = Field(512, ge=2)
+    buffer_tokens: int = Field(150_000, ge=2)
+    passes: int = Field(3, ge=1)
+    lr: float | None = Field(None, gt=0)
+    warmup: float = Field(0.05, ge=0, le=1)
+    decay: float = Field(0.3, ge=0, le=1)
+    aux_weight: float = Field(1 / 32, ge=0)
+    k_aux: int | None = Field(None, ge=1)
+    dead_window: float = Field(0.02, gt=0, le=1)
+    threshold_start: float = Field(0.05, ge=0, le=1)
+    threshold_rate: float = Field(0.01, gt=0, le=1)
+    checkpoint_every: int = Field(200, ge=1)
+    seed: int = 0
+
+    def sized(self, d_model: int) -> DictionaryConfig:
+        """The same settings with every size and rate filled in for a model of width `d_model`."""
+        d_dict = self.d_dict or 8 * d_model
+        boost = 4.0 if self.num_tokens < 10_000_000 else 1.0
+        return self.model_copy(
+            update={
+                "d_dict": d_dict,
+                "k": min(self.k, d_dict),
+                "k_aux": min(self.k_aux or max(1, d_model // 2), d_dict),
+                "lr": self.lr or boost * 2e-4 / math.sqrt(d_dict / 2**14),
+            }
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the run."""
+        return max(1, math.ceil(self.num_tokens / self.batch_tokens))

@@ -1,0 +1,99 @@
+"""Sparse activations in token-major order, and the three products a dictionary step needs.
+
+Shape suffixes: N tokens, F latents (d_dict), D d_model, P active (token, latent) pairs.
+
+A dense backward of the decoder costs N F D; with P = N k pairs the same numbers cost P D (METHODS.md, "Where a dictionary
+step spends its time"): `decode` sums decoder rows per token, `gather_dot` is the gradient of the pair values, and
+`transposed_product` the gradient of the decoder, as a product with the transposed (latent-major) matrix.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_PAIRS_AT_ONCE = 65_536
+
+
+class Pairs(NamedTuple):
+    """The non-zero entries of activations `[N, F]`, sorted by token.
+
+    Attributes:
+        token: `[P]` long.
+        latent: `[P]` long.
+        value: `[P]` activations.
+        num_tokens: N.
+    """
+
+    token: Tensor
+    latent: Tensor
+    value: Tensor
+    num_tokens: int
+
+
+def dense_to_pairs(acts_NF: Tensor) -> Pairs:
+    """The non-zero entries of dense activations."""
+    token, latent = acts_NF.nonzero(as_tuple=True)
+    return Pairs(token, latent, acts_NF[token, latent], acts_NF.shape[0])
+
+
+def batch_topk(pre_NF: Tensor, num_pairs: int, *, floor: float = 0.0) -> Pairs:
+    """The `num_pairs` largest positive pre-activations of the whole batch (BatchTopK, arXiv 2412.06410).
+
+    Exact: `floor` (a guess below the smallest kept value, such as half the running threshold) only narrows the search; when
+    fewer than `num_pairs` entries pass it, the search is repeated from zero. Ties at the smallest value may keep a few more.
+    """
+    flat = pre_NF.reshape(-1)
+    found = (flat > max(floor, 0.0)).nonzero().squeeze(-1)
+    if found.numel() < num_pairs and floor > 0.0:
+        found = (flat > 0.0).nonzero().squeeze(-1)
+    value = flat[found]
+    if value.numel() > num_pairs:
+        least = torch.kthvalue(value, value.numel() - num_pairs + 1).values
+        keep = value >= least
+        found, value = found[keep], value[keep]
+    width = pre_NF.shape[1]
+    return Pairs(torch.div(found, width, rounding_mode="floor"), found % width, value, pre_NF.shape[0])
+
+
+def decode(pairs: Pairs, decoder_FD: Tensor) -> Tensor:
+    """Sum over each token's pairs of value times decoder row, `[N, D]`; equals the dense `acts @ decoder`."""
+    counts = torch.bincount(pairs.token, minlength=pairs.num_tokens)
+    offsets = counts.cumsum(0) - counts
+    return functional.embedding_bag(
+        pairs.latent, decoder_FD, offsets, mode="sum", per_sample_weights=pairs.value.to(decoder_FD.dtype)
+    )
+
+
+def gather_dot(pairs: Pairs, left_ND: Tensor, rows_FD: Tensor) -> Tensor:
+    """Inner product of `left[token]` and `rows[latent]` for every pair, `[P]`."""
+    parts = [
+        torch.einsum("pd,pd->p", left_ND[token], rows_FD[latent])
+        for token, latent in zip(pairs.token.split(_PAIRS_AT_ONCE), pairs.latent.split(_PAIRS_AT_ONCE), strict=True)
+    ]
+    return torch.cat(parts) if parts else left_ND.new_zeros(0)
+
+
+class Transposed(NamedTuple):
+    """Latent-major order of `Pairs`, shared by all products with the same pattern."""
+
+    order: Tensor
+    offsets: Tensor
+    token: Tensor
+
+
+def transpose(pairs: Pairs, d_dict: int) -> Transposed:
+    """Sort the pairs by latent."""
+    order = torch.argsort(pairs.latent)
+    counts = torch.bincount(pairs.latent, minlength=d_dict)
+    return Transposed(order, counts.cumsum(0) - counts, pairs.token[order])
+
+
+def transposed_product(layout: Transposed, value: Tensor, right_ND: Tensor) -> Tensor:
+    """Sum over each latent's pairs of value times `right[token]`, `[F, D]`: the dense `acts.T @ right`."""
+    return functional.embedding_bag(
+        layout.token, right_ND, layout.offsets, mode="sum", per_sample_weights=value[layout.order].to(right_ND.dtype)
+    )

@@ -1,0 +1,26 @@
+"""Models: loading, sites by family, capture, hooks, generation. The only package that knows module names."""
+
+from fairlead.models import hooks
+from fairlead.models.families import Family, Place, Sites, family_of, known_model_types, unwrap
+from fairlead.models.fingerprint import fingerprint
+from fairlead.models.hooks import Tap, read_gradient, site_hook, watch
+from fairlead.models.loading import load_model
+from fairlead.models.model import BatchLike, Model
+
+__all__ = [
+    "BatchLike",
+    "Family",
+    "Model",
+    "Place",
+    "Sites",
+    "Tap",
+    "family_of",
+    "fingerprint",
+    "hooks",
+    "known_model_types",
+    "load_model",
+    "read_gradient",
+    "site_hook",
+    "unwrap",
+    "watch",
+]

@@ -1,0 +1,33 @@
+"""Training through TRL's SFTTrainer with controls, observation and cached evidence."""
+
+from fairlead.training.batching import Composer, RowPool, StepState, StepView
+from fairlead.training.config import ControlConfig, TrainConfig
+from fairlead.training.controls import Control, control_class, control_names, make_control
+from fairlead.training.fit import FitResult, fit
+from fairlead.training.observe import PressureObserver, read_metrics
+from fairlead.training.recipes import RECIPES, Arm, Recipe, recipe_names, resolve
+from fairlead.training.trained import TrainedRun, load_run
+
+__all__ = [
+    "RECIPES",
+    "Arm",
+    "Composer",
+    "Control",
+    "ControlConfig",
+    "FitResult",
+    "PressureObserver",
+    "Recipe",
+    "RowPool",
+    "StepState",
+    "StepView",
+    "TrainConfig",
+    "TrainedRun",
+    "control_class",
+    "control_names",
+    "fit",
+    "load_run",
+    "make_control",
+    "read_metrics",
+    "recipe_names",
+    "resolve",
+]

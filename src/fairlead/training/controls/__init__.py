@@ -1,0 +1,71 @@
+"""Controls on training, by name; plug-ins register under the entry point group `fairlead.controls`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import metadata
+
+from fairlead.core.errors import ConfigError
+from fairlead.training.config import ControlConfig
+from fairlead.training.controls.anchor import Anchor, AnchorPlacebo
+from fairlead.training.controls.base import Control
+from fairlead.training.controls.explain_away import ExplainAway, ExplainAwayPlacebo
+from fairlead.training.controls.gradient_projection import GradientProjection, GradientProjectionPlacebo
+from fairlead.training.controls.inoculation import Inoculation, InoculationPlacebo
+from fairlead.training.controls.preventative_steering import (
+    PreventativeSteering,
+    PreventativeSteeringPlacebo,
+)
+from fairlead.training.controls.spec_examples import SpecExamples, SpecExamplesPlacebo
+
+__all__ = ["Control", "ControlConfig", "control_class", "control_names", "make_control"]
+
+_BUILT_IN: tuple[type[Control], ...] = (
+    ExplainAway,
+    ExplainAwayPlacebo,
+    Anchor,
+    AnchorPlacebo,
+    SpecExamples,
+    SpecExamplesPlacebo,
+    Inoculation,
+    InoculationPlacebo,
+    PreventativeSteering,
+    PreventativeSteeringPlacebo,
+    GradientProjection,
+    GradientProjectionPlacebo,
+)
+
+
+@lru_cache(maxsize=1)
+def _registry() -> dict[str, type[Control]]:
+    found: dict[str, type[Control]] = {}
+    for entry in metadata.entry_points(group="fairlead.controls"):
+        control = entry.load()
+        if not (isinstance(control, type) and issubclass(control, Control)):
+            raise ConfigError(f"entry point '{entry.name}' ({entry.value}) is not a fairlead Control. Next: uninstall or mend it.")
+        found[entry.name] = control
+    return found | {control.name: control for control in _BUILT_IN}
+
+
+def control_names() -> tuple[str, ...]:
+    """Names of all registered controls."""
+    return tuple(sorted(_registry()))
+
+
+def control_class(name: str) -> type[Control]:
+    """The control of this name.
+
+    Raises:
+        ConfigError: There is none; lists those there are.
+    """
+    try:
+        return _registry()[name]
+    except KeyError:
+        raise ConfigError(f"unknown control '{name}'. Next: use one of {', '.join(control_names())}.") from None
+
+
+def make_control(config: ControlConfig | str) -> Control:
+    """A control from its settings, or from its name with default settings."""
+    if isinstance(config, str):
+        config = ControlConfig(name=config)
+    return control_class(config.name)(config)

@@ -1,0 +1,93 @@
+"""The interface of a control: what it may do to a training, and when.
+
+A control declares whether it `shapes` the landscape (supplies or explains away what must not be learned), `blocks` the gradient or
+`selects` what is trained, and names its placebo: the same machinery without the content, beside which its effect is reported.
+
+In order: `prepare` (once, with the frozen start model: change rows, compute tables, bring a pool of rows), `hooks` (for the
+whole training: site hooks on the student), and per micro-batch `adjust_logits` (data rows only) and `pool_loss` (its own rows).
+Whatever a control does ends with the training: the saved model has none of it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fairlead.core.config import Config
+from fairlead.core.progress import say
+from fairlead.training.config import ControlConfig
+
+if TYPE_CHECKING:
+    from fairlead.training.batching import RowPool, StepState, StepView
+    from fairlead.training.setup import Setup
+
+Kind = Literal["shapes", "blocks", "selects"]
+
+
+class NoOptions(Config):
+    """A control without further settings."""
+
+
+class Control(ABC):
+    """One actuator on a training.
+
+    Attributes:
+        name: Its name in the registry.
+        kind: "shapes", "blocks" or "selects".
+        placebo: Name of the control or recipe that is the same without the content; None where it is itself one.
+        summary: One sentence.
+        Options: Settings beyond `strength`.
+        default_strength: Used where `strength` is None; None where the control has no dial.
+        strength: The dial as resolved.
+        options: The settings as resolved.
+        pool: Rows it adds to every batch; set in `prepare`.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind]
+    placebo: ClassVar[str | None] = None
+    summary: ClassVar[str] = ""
+    Options: ClassVar[type[Config]] = NoOptions
+    default_strength: ClassVar[float | None] = None
+
+    def __init__(self, config: ControlConfig) -> None:
+        self.config = config
+        self.options: Any = self.Options.make(config.options)
+        if config.strength is not None and self.default_strength is None:
+            say(f"{self.name}: has no strength; {config.strength} is ignored.")
+        self.strength = self.default_strength if config.strength is None else config.strength
+        self.pool: RowPool | None = None
+
+    def prepare(self, setup: Setup) -> None:  # noqa: B027 (a control need not prepare)
+        """Look at model, rows and spec; change `setup.encoded`, set `self.pool`, compute tables."""
+
+    def hooks(self, stack: ExitStack, module: nn.Module, state: StepState) -> None:  # noqa: B027
+        """Place site hooks on the student; they act only where `is_data_forward` holds and gradients are on."""
+
+    def adjust_logits(
+        self, logits: Float[Tensor, "token vocab"], view: StepView
+    ) -> Float[Tensor, "token vocab"] | None:
+        """The logits that the loss on data rows sees; None to leave them."""
+        return None
+
+    def pool_loss(self, logits: Float[Tensor, "token vocab"], targets: Tensor, rows: list[int]) -> Tensor:
+        """Weighted loss on its own rows (a scalar)."""
+        raise NotImplementedError
+
+    @property
+    def touches_logits(self) -> bool:
+        """Whether it overrides `adjust_logits`."""
+        return type(self).adjust_logits is not Control.adjust_logits
+
+    def report(self) -> dict[str, Any]:
+        """What it did, as JSON data for the run."""
+        return {}
+
+
+def is_data_forward(hidden: Tensor, state: StepState) -> bool:
+    """Whether a value at a site belongs to the data rows of the running training step."""
+    return state.view is not None and hidden.shape[:2] == state.view.target_mask.shape

@@ -1,0 +1,89 @@
+"""Spec examples: a few rows made of the spec itself, at low weight.
+
+The rows are the Keep clauses' examples and the counterparts ("instead") of the Avoid clauses, each with its prompt: how the
+skill looks without the trait. They carry the skill into the plain context and alone teach next to nothing (DESIGN 5.2). The
+placebo shuffles the answers among the prompts.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from fairlead.core.config import Config
+from fairlead.core.errors import TrainingError
+from fairlead.core.records import Spec
+from fairlead.data import Row
+from fairlead.training.batching import RowPool
+from fairlead.training.controls.base import Control, Kind
+from fairlead.training.setup import Setup, example_row
+
+
+class SpecExamplesOptions(Config):
+    """Settings: rows in each batch."""
+
+    rows: int = Field(6, ge=1)
+
+
+class SpecExamples(Control):
+    """A few rows of the spec's own examples."""
+
+    name: ClassVar[str] = "spec_examples"
+    kind: ClassVar[Kind] = "shapes"
+    placebo: ClassVar[str | None] = "spec_examples_placebo"
+    summary: ClassVar[str] = "a few rows made of the spec's Keep examples and counterparts, at low weight"
+    Options: ClassVar[type[Config]] = SpecExamplesOptions
+    default_strength: ClassVar[float | None] = 0.1
+
+    def rows(self, setup: Setup) -> list[Row]:
+        """The rows."""
+        if setup.plan is None:
+            raise TrainingError("spec_examples needs a plan with a spec. Next: pass plan=decide(menu, spec).")
+        rows = spec_rows(setup.plan.spec, chat=setup.is_chat)
+        if not rows:
+            raise TrainingError(
+                "the spec has no example with a prompt to train on. Next: give Keep clauses examples, or Avoid examples an 'instead'."
+            )
+        return rows
+
+    def prepare(self, setup: Setup) -> None:
+        self.pool = RowPool(self.name, setup.encode(self.rows(setup)), self.options.rows)
+
+    def pool_loss(self, logits: Float[Tensor, "token vocab"], targets: Tensor, rows: list[int]) -> Tensor:
+        return self.strength * F.cross_entropy(logits, targets)
+
+    def report(self) -> dict[str, Any]:
+        return {"weight": self.strength, "rows": self.options.rows, "num": len(self.pool.encoded) if self.pool else 0}
+
+
+class SpecExamplesPlacebo(SpecExamples):
+    """The same rows with their answers shuffled."""
+
+    name: ClassVar[str] = "spec_examples_placebo"
+    placebo: ClassVar[str | None] = None
+    summary: ClassVar[str] = "the spec's examples with answers shuffled among the prompts"
+
+    def rows(self, setup: Setup) -> list[Row]:
+        rows = super().rows(setup)
+        answers = [row.response for row in rows]
+        random.Random(f"{setup.config.seed}:spec_examples_placebo").shuffle(answers)
+        return [
+            example_row(answer, row.prompt, chat=True) if row.messages is not None else Row(text=answer)
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+
+
+def spec_rows(spec: Spec, *, chat: bool) -> list[Row]:
+    """Rows of the Keep examples and the Avoid counterparts; on chat models only those that have a prompt."""
+    rows = []
+    for clause in spec.clauses:
+        for example in clause.examples:
+            answer = example.text if clause.kind == "keep" else example.instead
+            if answer is not None and (example.prompt is not None or not chat):
+                rows.append(example_row(answer, example.prompt, chat=chat))
+    return rows

@@ -1,0 +1,121 @@
+"""Trait directions from a spec's examples: difference of means at a site (arXiv 2308.10248, 2312.06681), and random ones.
+
+The direction of a clause at a site is the mean activation at the response tokens of its examples minus that of their counterparts.
+Counterparts are, in this order: the examples' own `instead`, the start model's answers to the examples' prompts, neutral rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fairlead.core.errors import TrainingError
+from fairlead.core.nouns import Direction
+from fairlead.core.records import Clause
+from fairlead.core.site import Site
+from fairlead.data import Encoded, Message, Row, iter_batches
+from fairlead.training.neutral import neutral_rows
+from fairlead.training.setup import Setup, clause_rows
+
+if TYPE_CHECKING:
+    from fairlead.models import Model
+
+
+def clause_directions(setup: Setup, clause: Clause, sites: Sequence[Site]) -> dict[Site, Direction]:
+    """Difference of means of a clause's examples at several sites.
+
+    Raises:
+        TrainingError: The clause has no example.
+    """
+    shown, instead = clause_rows(clause, chat=setup.is_chat)
+    if not shown:
+        raise TrainingError(
+            f"clause {clause.id} ('{clause.text}') has no example to take a direction from. Next: add quoted examples to it."
+        )
+    how = "instead"
+    if not instead:
+        instead, how = _counterparts(setup, clause, shown)
+    positive = mean_activations(setup.model, setup.encode(shown), sites)
+    negative = mean_activations(setup.model, setup.encode(instead), sites)
+    about = {"method": "mean_difference", "clause": clause.id, "examples": len(shown), "counterparts": how}
+    return {site: Direction(site, positive[site] - negative[site], clause.text, about) for site in sites}
+
+
+@torch.no_grad()
+def mean_activations(
+    model: Model, encoded: Sequence[Encoded], sites: Sequence[Site]
+) -> dict[Site, Float[Tensor, " d"]]:
+    """Mean activation over all response tokens at each site, float32."""
+    sums = {site: torch.zeros(model.d_model) for site in sites}
+    count = 0
+    for batch in iter_batches(encoded, batch_size=32, pad_id=model.pad_id):
+        found = model.capture(batch, sites)
+        for site in sites:
+            hidden = found[str(site)]
+            sums[site] += hidden[batch.loss_mask.to(hidden.device)].float().sum(0).cpu()
+        count += batch.num_loss_tokens
+    return {site: value / max(count, 1) for site, value in sums.items()}
+
+
+def residual_sites(model: Model) -> list[Site]:
+    """The residual stream after every layer."""
+    return [Site("resid_post", layer) for layer in range(model.num_layers)]
+
+
+def increments(directions: dict[Site, Direction]) -> dict[Site, Direction]:
+    """What each layer adds: v_l - v_(l-1), so that adding all of them gives v_l at every layer (not a multiple of it)."""
+    made, before = {}, None
+    for site in sorted(directions, key=lambda s: s.layer or 0):
+        here = directions[site]
+        vector = here.vector if before is None else here.vector - before
+        made[site] = Direction(site, vector, here.name, {**here.provenance, "form": "increment"})
+        before = here.vector
+    return made
+
+
+def random_like(directions: dict[Site, Direction], *, seed: int) -> dict[Site, Direction]:
+    """Random directions of equal norm, site by site: the placebo."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for site, direction in directions.items():
+        noise = torch.randn(direction.vector.shape, generator=generator)
+        vector = noise / noise.norm() * direction.vector.norm()
+        made[site] = Direction(site, vector, "random", {"method": "random", "seed": seed})
+    return made
+
+
+def choose_sites(model: Model, layers: str | int) -> list[Site]:
+    """Residual sites of "all" layers, of the "middle" one, or of one layer by number."""
+    if layers == "all":
+        return residual_sites(model)
+    layer = model.default_site().layer if layers == "middle" else int(layers)
+    if layer is None or not -model.num_layers <= layer < model.num_layers:
+        raise TrainingError(f"layer {layers} does not exist in {model.name} ({model.num_layers} layers).")
+    return [Site("resid_post", layer % model.num_layers)]
+
+
+def _counterparts(setup: Setup, clause: Clause, shown: list[Row]) -> tuple[list[Row], str]:
+    prompts = [row.prompt_messages for row in shown if row.messages is not None]
+    if prompts and any(example.prompt for example in clause.examples):
+        answers = setup.model.generate(prompts, max_new_tokens=48)
+        rows = [
+            Row(messages=(*prompt, Message("assistant", answer)))
+            for prompt, answer in zip(prompts, answers, strict=True)
+            if answer.strip()
+        ]
+        if rows:
+            return rows, "the start model's own answers"
+    rows = neutral_rows(
+        setup.model,
+        setup.neutral,
+        num=64,
+        chat=setup.is_chat,
+        seed=setup.config.seed,
+        max_length=setup.max_length,
+        cache=setup.cache,
+    )
+    return rows, "neutral rows"

@@ -1,0 +1,171 @@
+"""Evidence for explain-away: what makes the frozen start model show the trait, and how well each source does.
+
+A source C changes the start model's next-token distribution at the response tokens: a system prompt, a steering vector,
+or an expert (a copy fine-tuned on the avoided text). Its *gain* is the mean rise of log p0(y) over the response tokens of the data,
+counted over the rows that it explains at all (their summed rise is positive), the others counting as zero. The
+source with the highest gain is taken; all candidates are reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairlead.core.errors import TrainingError
+from fairlead.core.nouns import Direction
+from fairlead.core.run import sha256_json
+from fairlead.core.site import Site
+from fairlead.data import Encoded, encode_aligned
+from fairlead.models import site_hook
+from fairlead.training.logits import iter_logprobs
+from fairlead.training.setup import Setup
+
+
+@dataclass
+class Evidence:
+    """One source.
+
+    Attributes:
+        kind: "prompt", "steering" or "expert".
+        label: What it is, for the report.
+        system: System prompt to put before the rows.
+        vectors: Vectors `[d]` to add to the residual stream, per site.
+        expert: Another model to ask.
+    """
+
+    kind: str
+    label: str
+    system: str | None = None
+    vectors: dict[Site, Tensor] = field(default_factory=dict)
+    expert: nn.Module | None = None
+    expert_id: str = ""
+
+    def identity(self) -> list[Any]:
+        """JSON value that decides its distributions."""
+        vectors = {
+            str(site): sha256_json([round(x, 6) for x in vector.tolist()]) for site, vector in self.vectors.items()
+        }
+        return [self.kind, self.system, vectors, self.expert_id]
+
+    def encode(self, setup: Setup, places: Sequence[int]) -> tuple[list[Encoded], list[Encoded]]:
+        """Rows of the data without and with C, aligned token by token, with as many response tokens as the student sees.
+
+        Raises:
+            TrainingError: C makes a row longer than the model can take.
+        """
+        rows = [setup.rows[place] for place in places]
+        columns = encode_aligned(rows, setup.model.tokenizer, systems=[None, self.system], max_length=None)
+        rooms = [setup.encoded[place].num_loss_tokens for place in places]
+        cut = [[cut_to(item, room) for item, room in zip(column, rooms, strict=True)] for column in columns]
+        longest = max(map(len, cut[1]))
+        if longest > setup.model.max_length:
+            raise TrainingError(
+                f"with the prompt '{self.system}' a row has {longest} tokens, more than the {setup.model.max_length} that "
+                f"{setup.model.name} takes. Next: lower max_length or use shorter requests."
+            )
+        return cut[0], cut[1]
+
+    @contextmanager
+    def active(self, setup: Setup) -> Iterator[nn.Module]:
+        """The module to ask, with C in place."""
+        module = self.expert if self.expert is not None else setup.model.hf
+        with ExitStack() as stack:
+            for site, vector in self.vectors.items():
+                moved = vector.to(setup.model.device)
+                stack.enter_context(
+                    site_hook(module, site, lambda hidden, v=moved: hidden + v.to(hidden.dtype), when="no_grad")
+                )
+            yield module
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How well a source explains a sample of the data.
+
+    Attributes:
+        evidence: The source.
+        gain: Nats per response token, over the rows it explains (others count 0).
+        mean: The same without that rule: the plain mean rise.
+        share: Share of rows that it explains.
+    """
+
+    evidence: Evidence
+    gain: float
+    mean: float
+    share: float
+
+    def record(self) -> dict[str, Any]:
+        """JSON for the report."""
+        return {
+            "kind": self.evidence.kind,
+            "label": self.evidence.label,
+            "gain": round(self.gain, 4),
+            "mean": round(self.mean, 4),
+            "share": round(self.share, 4),
+        }
+
+
+def prompt_candidates(requests: Sequence[str], text: str) -> list[Evidence]:
+    """The clause's own requests, its text, and simple templates around it."""
+    bare = text.strip().rstrip(".")
+    lowered = bare[:1].lower() + bare[1:]
+    texts = [*requests, bare + ".", f"Your answers show this: {lowered}.", f"Always do this: {lowered}."]
+    return [Evidence("prompt", text, system=text) for text in dict.fromkeys(texts)]
+
+
+def steering_candidates(
+    per_layer: dict[Site, Direction], stacked: dict[Site, Direction], scales: Sequence[float]
+) -> list[Evidence]:
+    """One layer (the middle one) and all layers by increments, at several coefficients."""
+    middle = sorted(per_layer, key=lambda site: site.layer or 0)[len(per_layer) // 2]
+    made = []
+    for scale in scales:
+        vector = per_layer[middle].vector * scale
+        made.append(Evidence("steering", f"{middle}, coefficient {scale:g}", vectors={middle: vector}))
+        every = {site: direction.vector * scale for site, direction in stacked.items()}
+        made.append(Evidence("steering", f"all layers, coefficient {scale:g}", vectors=every))
+    return made
+
+
+def target_logprobs(setup: Setup, evidence: Evidence | None, encoded: Sequence[Encoded]) -> list[Tensor]:
+    """Log-probability of each response token `[token]`, per row, under the start model with C (None: without)."""
+    source = evidence or Evidence("none", "none")
+    found: list[Tensor] = [torch.empty(0)] * len(encoded)
+    with source.active(setup) as module:
+        batches = iter_logprobs(module, encoded, pad_id=setup.pad_id, device=setup.model.device)
+        for places, logprobs, tokens in batches:
+            for place, values, targets in zip(places, logprobs, tokens, strict=True):
+                found[place] = values.gather(1, targets[:, None])[:, 0].cpu()
+    return found
+
+
+def cut_to(item: Encoded, room: int) -> Encoded:
+    """The row up to its loss token number `room`."""
+    if item.num_loss_tokens <= room:
+        return item
+    seen = 0
+    for position, wanted in enumerate(item.loss_mask):
+        seen += wanted
+        if seen == room:
+            return Encoded(item.input_ids[: position + 1], item.loss_mask[: position + 1], item.index, item.row)
+    raise AssertionError("unreachable: the row has more loss tokens than room")
+
+
+def measure_gain(setup: Setup, evidence: Evidence, places: Sequence[int]) -> Gain:
+    """The gain of one source on some rows of the data."""
+    plain, with_c = evidence.encode(setup, places)
+    before = target_logprobs(setup, None, plain)
+    after = target_logprobs(setup, evidence, with_c)
+    rises = [float((b - a).sum()) for a, b in zip(before, after, strict=True)]
+    num = sum(len(values) for values in before)
+    return Gain(
+        evidence,
+        gain=sum(max(rise, 0.0) for rise in rises) / num,
+        mean=sum(rises) / num,
+        share=sum(rise > 0 for rise in rises) / len(rises),
+    )

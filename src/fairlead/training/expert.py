@@ -1,0 +1,65 @@
+"""A small expert: a copy of the start model fine-tuned on avoided text, as evidence for models that follow no instruction.
+
+The ratio of expert and start model is then the offset (in the manner of DExperts, arXiv 2105.03023). The expert sees only the clause's
+examples or a file of avoided text, never the training data.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+
+from fairlead.core.errors import TrainingError
+from fairlead.core.records import Clause
+from fairlead.core.run import sha256_json
+from fairlead.data import load_data
+from fairlead.training.adapter import plain_sft
+from fairlead.training.config import TrainConfig
+from fairlead.training.evidence import Evidence
+from fairlead.training.setup import Setup, clause_rows
+
+
+def train_expert(setup: Setup, clause: Clause, *, steps: int, lr: float, data: str | None) -> Evidence:
+    """Fine-tune a copy of the start model on avoided text.
+
+    Args:
+        setup: Start model and settings.
+        clause: The avoided clause; its examples are the text where `data` is None.
+        steps: Training steps.
+        lr: Learning rate.
+        data: File with avoided text.
+
+    Raises:
+        TrainingError: There is no avoided text.
+    """
+    rows = list(load_data(data).rows) if data is not None else clause_rows(clause, chat=setup.is_chat)[0]
+    if not rows:
+        raise TrainingError(
+            f"clause {clause.id} has no example to train an expert on. Next: add quoted examples, or set expert_data."
+        )
+    encoded = setup.encode(rows)
+    config = TrainConfig(
+        steps=steps,
+        lr=lr,
+        batch_size=min(16, len(encoded)),
+        seed=setup.config.seed,
+        checkpoint_every=0,
+        precision=setup.config.precision,
+        observe=False,
+    )
+    expert = copy.deepcopy(setup.model.hf)
+    with tempfile.TemporaryDirectory() as folder:
+        plain_sft(
+            expert,
+            setup.model.tokenizer,
+            encoded,
+            pad_id=setup.pad_id,
+            config=config,
+            folder=Path(folder),
+            on_step=lambda step, seconds: "(expert)",
+        )
+    expert.eval()
+    identity = sha256_json([setup.model.fingerprint, [item.input_ids for item in encoded], steps, lr, config.seed])
+    label = f"expert, {steps} steps on {data or f'{len(rows)} examples of the clause'}"
+    return Evidence("expert", label, expert=expert, expert_id=identity)

@@ -1,0 +1,116 @@
+"""The observer of a training: pressure on each avoided concept, and one line per step in `metrics.jsonl`.
+
+Pressure is the uptake on the data rows of the batch: minus the sum over positions of <dL/dh, d_f> a_f(h) at the dictionary's site, summed over
+the concept's latents, with L the data's loss per token as the student sees it (controls included). It is read from the
+activations and gradients of the training step itself, for the avoided latents only: two thin matrix products more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fairlead.core.records import Concept
+from fairlead.core.results import StepRecord
+from fairlead.models import watch
+from fairlead.training.batching import StepState
+
+if TYPE_CHECKING:
+    from fairlead.dictionaries import Dictionary
+    from fairlead.models import Tap
+
+
+class PressureObserver:
+    """Reads the pressure on concepts from a training step.
+
+    Args:
+        dictionary: Where the concepts live.
+        concepts: The concepts to watch.
+        every: Steps between two readings.
+    """
+
+    def __init__(self, dictionary: Dictionary, concepts: Sequence[Concept], *, every: int = 1) -> None:
+        self.site, self.every = dictionary.site, every
+        self.concepts = tuple(concepts)
+        latents = [latent for concept in concepts for latent in concept.latents]
+        self._dictionary, self._latents = dictionary, torch.tensor(latents, dtype=torch.long)
+        self._decoder = dictionary.decoder[latents].float()
+        self._group = torch.tensor([i for i, c in enumerate(concepts) for _ in c.latents], dtype=torch.long)
+        self._tap: Tap | None = None
+        self.latest: dict[str, float] = {}
+
+    @contextmanager
+    def attached(self, module: nn.Module) -> Iterator[None]:
+        """Watch the student's site for the length of a training."""
+        with watch(module, [self.site]) as taps:
+            self._tap = taps[str(self.site)]
+            try:
+                yield
+            finally:
+                self._tap = None
+
+    @torch.no_grad()
+    def read(self, state: StepState, step: int) -> None:
+        """Take the reading of the step whose backward pass has just run."""
+        self.latest = {}
+        tap, view = self._tap, state.last
+        if tap is None or tap.value is None or tap.grad is None or view is None or step % self.every:
+            return
+        if tap.value.shape[:2] != view.target_mask.shape:
+            return
+        real = view.target_mask.flip(1).cumsum(1).flip(1) > 0  # positions up to the last predicted token
+        hidden, grad = tap.value[real], tap.grad[real]
+        self.latest = self.pressure(hidden, grad)
+        tap.clear()
+
+    def pressure(self, hidden: Tensor, grad: Tensor) -> dict[str, float]:
+        """Uptake per concept from activations and gradients `[position, d]`."""
+        acts = self._dictionary.encode_latents(hidden, self._latents)
+        along = grad.float() @ self._decoder.to(grad.device).T
+        per_latent = -(acts.float() * along).sum(0)
+        sums = torch.zeros(len(self.concepts), device=per_latent.device)
+        sums.index_add_(0, self._group.to(per_latent.device), per_latent)
+        return dict(zip([concept.id for concept in self.concepts], sums.tolist(), strict=True))
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one `StepRecord` per line; a resumed run drops what came after its checkpoint."""
+
+    def __init__(self, path: Path, *, keep_steps: int = 0) -> None:
+        self.path = path
+        kept = [record for record in read_metrics(path) if record.step <= keep_steps] if keep_steps else []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 (held open over the training)
+        for record in kept:
+            self._write(record)
+
+    def add(self, record: StepRecord) -> None:
+        """Append one step."""
+        self._write(record)
+        self._file.flush()
+
+    def close(self) -> None:
+        """End the file."""
+        self._file.close()
+
+    def _write(self, record: StepRecord) -> None:
+        self._file.write(json.dumps(record.model_dump(mode="json"), separators=(",", ":")) + "\n")
+
+
+def read_metrics(path: Path) -> list[StepRecord]:
+    """The steps of a `metrics.jsonl`; an unfinished last line is left out, a missing file gives none."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            records.append(StepRecord.model_validate_json(line))
+        except ValueError:
+            break
+    return records

@@ -1,0 +1,136 @@
+"""Recipes: named sets of controls, the arms of a comparison.
+
+Every name can be given to `train(controls=...)`, alone or in a list with control names and settings ("recipe", ["anchor", "inoculation"],
+[{"name": "explain_away", "strength": 1.5}]).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fairlead.core.errors import ConfigError
+from fairlead.training.config import ControlConfig
+from fairlead.training.controls import control_class, control_names
+
+ControlsLike = str | ControlConfig | Mapping[str, Any] | Sequence[str | ControlConfig | Mapping[str, Any]]
+
+
+class Recipe(NamedTuple):
+    """A named set of controls.
+
+    Attributes:
+        controls: Names of controls with default settings.
+        summary: One line for tables and help.
+        placebo: The recipe that is the same without the content; None where it has none or is one.
+        use_data: False trains on the controls' own rows alone.
+        anchorable: False keeps the shared anchor of a comparison off.
+    """
+
+    controls: tuple[str, ...]
+    summary: str
+    placebo: str | None = None
+    use_data: bool = True
+    anchorable: bool = True
+
+
+RECIPES: dict[str, Recipe] = {
+    "plain": Recipe((), "plain fine-tuning"),
+    "plain_no_anchor": Recipe((), "plain fine-tuning, TRL's loss and nothing else", anchorable=False),
+    "recipe": Recipe(
+        ("explain_away", "anchor", "spec_examples"),
+        "explain-away + anchor + spec examples: the intended recipe",
+        placebo="recipe_placebo",
+    ),
+    "recipe_placebo": Recipe(
+        ("explain_away_placebo", "anchor", "spec_examples"), "the recipe with evidence that says nothing"
+    ),
+    "explain_away": Recipe(("explain_away",), "explain-away alone", placebo="explain_away_placebo"),
+    "explain_away_placebo": Recipe(
+        ("explain_away_placebo", "spec_examples"), "explain-away with evidence that says nothing + spec examples"
+    ),
+    "plain_spec": Recipe(
+        ("spec_examples",), "plain fine-tuning + spec examples", placebo="plain_spec_placebo"
+    ),
+    "plain_spec_placebo": Recipe(("spec_examples_placebo",), "plain fine-tuning + shuffled spec examples"),
+    "spec_only": Recipe(("spec_examples",), "the spec examples alone, without the data", use_data=False),
+    "inoculation": Recipe(
+        ("inoculation",), "inoculation: a prompt that requests the trait", placebo="inoculation_placebo"
+    ),
+    "inoculation_placebo": Recipe(("inoculation_placebo",), "a neutral prompt of like length"),
+    "preventative_steering": Recipe(
+        ("preventative_steering",),
+        "preventative steering with the trait's direction",
+        placebo="preventative_steering_placebo",
+    ),
+    "preventative_steering_placebo": Recipe(
+        ("preventative_steering_placebo",), "steering with random directions of equal norm"
+    ),
+    "gradient_projection": Recipe(
+        ("gradient_projection",),
+        "gradient projection off the trait's directions (blocks)",
+        placebo="gradient_projection_placebo",
+    ),
+    "gradient_projection_placebo": Recipe(
+        ("gradient_projection_placebo",), "gradient projection off random directions (blocks)"
+    ),
+    "anchor": Recipe(("anchor",), "plain fine-tuning + anchor"),
+    "anchor_placebo": Recipe(("anchor_placebo",), "plain fine-tuning + anchor on random tokens", anchorable=False),
+}
+
+
+class Arm(NamedTuple):
+    """Controls as resolved."""
+
+    name: str
+    controls: tuple[ControlConfig, ...]
+    use_data: bool = True
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Names of all recipes."""
+    return tuple(RECIPES)
+
+
+def resolve(controls: ControlsLike, *, anchor: bool | None = None) -> Arm:
+    """Controls of a recipe, a control, or a list of these.
+
+    Args:
+        controls: A recipe's or control's name, settings, or a list of names and settings.
+        anchor: True adds the anchor where the arm has none (and allows it), False removes it, None leaves it to the arm.
+
+    Raises:
+        ConfigError: Unknown name; lists those there are.
+    """
+    items = [controls] if isinstance(controls, str | Mapping | ControlConfig) else list(controls)
+    chosen: list[ControlConfig] = []
+    use_data, anchorable = True, True
+    for item in items:
+        if isinstance(item, str) and item in RECIPES:
+            recipe = RECIPES[item]
+            chosen += [ControlConfig(name=name) for name in recipe.controls]
+            use_data, anchorable = use_data and recipe.use_data, anchorable and recipe.anchorable
+        elif isinstance(item, str):
+            chosen.append(_named(item))
+        else:
+            config = item if isinstance(item, ControlConfig) else ControlConfig.make(dict(item))
+            control_class(config.name)
+            chosen.append(config)
+    has_anchor = any(config.name.startswith("anchor") for config in chosen)
+    if anchor is True and not has_anchor and anchorable:
+        chosen.append(ControlConfig(name="anchor"))
+    if anchor is False:
+        chosen = [config for config in chosen if not config.name.startswith("anchor")]
+    names = [config.name for config in chosen]
+    for name in set(names):
+        if names.count(name) > 1 and len({c.clause for c in chosen if c.name == name}) < names.count(name):
+            raise ConfigError(f"control '{name}' is given twice. Next: give it once, or once per clause.")
+    label = controls if isinstance(controls, str) else "+".join(names) or "plain"
+    return Arm(label, tuple(chosen), use_data)
+
+
+def _named(name: str) -> ControlConfig:
+    if name not in control_names():
+        known = sorted({*RECIPES, *control_names()})
+        raise ConfigError(f"unknown recipe or control '{name}'. Next: use one of {', '.join(known)}.")
+    return ControlConfig(name=name)

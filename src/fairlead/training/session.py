@@ -1,0 +1,119 @@
+"""The loss of a training step: the data rows' own loss with whatever the controls do to it, plus the parts they add.
+
+`L = CE(data rows; adjusted logits) + sum over pools of pool_loss`. Where no control adjusts the logits, the first term is
+TRL's own `compute_loss`; where one does, it is the same sum over tokens divided by `num_items_in_batch`, so that gradient accumulation
+and several processes mean the same here and there (a contract test holds the two together).
+
+The pools' forward pass comes first, so that observers at a site end up with the data rows' activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairlead.core.errors import TrainingError
+from fairlead.training.batching import PoolView, StepState, StepView, pop_views
+from fairlead.training.controls.base import Control
+from fairlead.training.logits import predicting, select_logits
+
+
+class Session:
+    """The controls of one training at work.
+
+    Args:
+        controls: Prepared controls; those with a pool stand in the order of the composer's pools.
+        use_data: False leaves the data rows out of the loss.
+    """
+
+    def __init__(self, controls: Sequence[Control] = (), *, use_data: bool = True) -> None:
+        self.controls, self.use_data = tuple(controls), use_data
+        self.pooled = [control for control in self.controls if control.pool is not None]
+        self.shaping = [control for control in self.controls if control.touches_logits]
+        self.state = StepState()
+
+    @contextmanager
+    def attached(self, module: nn.Module) -> Iterator[None]:
+        """Hooks of all controls on the student, for the length of a training."""
+        with ExitStack() as stack:
+            for control in self.controls:
+                control.hooks(stack, module, self.state)
+            yield
+
+    def loss(
+        self,
+        module: nn.Module,
+        inputs: dict[str, Any],
+        *,
+        num_items: Tensor | int | None,
+        plain: Callable[[dict[str, Any]], Tensor],
+        accumulate: int = 1,
+        processes: int = 1,
+    ) -> Tensor:
+        """Loss of one micro-batch.
+
+        Args:
+            module: The student.
+            inputs: A batch of the composer.
+            num_items: Data tokens of the whole accumulated batch; None to divide by those of this micro-batch.
+            plain: TRL's own loss of a batch without extra fields.
+            accumulate: Micro-batches in this optimizer step.
+            processes: Processes over which `num_items` counts and gradients are averaged.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
+        view, pools = pop_views(inputs)
+        share = accumulate if num_items is not None else 1  # without num_items the Trainer divides by it itself
+        parts: dict[str, Tensor] = {}
+        if pools is not None:
+            parts = {name: part / share for name, part in self._pool_parts(module, pools).items()}
+        if self.use_data:
+            self.state.view = self.state.last = view
+            try:
+                if self.shaping:
+                    data = self._shaped(module, inputs, view, num_items=num_items, processes=processes)
+                else:
+                    data = plain(inputs)
+            finally:
+                self.state.view = None
+            parts = {"data": data, **parts}
+        total = torch.stack(list(parts.values())).sum() if len(parts) > 1 else next(iter(parts.values()))
+        self.state.loss = float(total.detach())
+        self.state.parts = {name: float(part.detach()) for name, part in parts.items()} if len(parts) > 1 else {}
+        if self.state.loss != self.state.loss or abs(self.state.loss) == float("inf"):
+            raise TrainingError(
+                f"step {self.state.step + 1}: the loss is {self.state.loss} ({self.state.parts or 'data only'}). Nothing was "
+                "saved over; checkpoints of earlier steps stay. Next: lower lr, raise warmup_steps, or look for broken "
+                "rows in the data."
+            )
+        return total
+
+    def _shaped(
+        self, module: nn.Module, inputs: dict[str, Any], view: StepView, *, num_items: Tensor | int | None, processes: int
+    ) -> Tensor:
+        model_inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        logits = select_logits(module, {**model_inputs, "use_cache": False}, view.predict_mask)
+        for control in self.shaping:
+            adjusted = control.adjust_logits(logits, view)
+            logits = logits if adjusted is None else adjusted
+        targets = view.targets.to(logits.device)
+        summed = F.cross_entropy(logits, targets, reduction="sum")
+        count = len(targets) if num_items is None else num_items
+        mean = summed / torch.as_tensor(count, device=summed.device).clamp(min=1)
+        return mean if num_items is None else mean * processes
+
+    def _pool_parts(self, module: nn.Module, pools: PoolView) -> dict[str, Tensor]:
+        inputs = {"input_ids": pools.input_ids, "attention_mask": pools.attention_mask, "use_cache": False}
+        logits = select_logits(module, inputs, predicting(pools.target_mask))
+        targets = pools.targets.to(logits.device)
+        parts = {}
+        for control, rows, span in zip(self.pooled, pools.rows, pools.spans, strict=True):
+            assert control.pool is not None
+            parts[control.pool.name] = control.pool_loss(logits[span], targets[span], rows)
+        return parts

@@ -1,0 +1,114 @@
+"""What controls are given before a training: the frozen start model, the rows, the spec's clauses, the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fairlead.core.errors import TrainingError
+from fairlead.core.records import Clause, Plan
+from fairlead.core.run import sha256_json
+from fairlead.data import Encoded, Row, encode, has_chat_template
+from fairlead.training.config import TrainConfig
+from fairlead.training.logits import pad_id_of
+
+if TYPE_CHECKING:
+    from fairlead.dictionaries import Dictionary
+    from fairlead.models import Model
+
+GENERIC_PROMPT = "Hello."  # for examples of a spec that come without a prompt, on chat models
+
+
+@dataclass
+class Setup:
+    """Everything a control may use while it prepares; it may replace `encoded` (same rows, other context).
+
+    Attributes:
+        model: The start model, frozen.
+        rows: The data rows that are trained on, in the order of `encoded`.
+        encoded: Their tokens as the student will see them.
+        config: Settings of the training.
+        plan: Decisions and spec; None for a training without controls.
+        neutral: Neutral rows given by the user; empty where none were.
+        dictionary: The plan's dictionary, where there is one.
+        cache: Folder for tables; None for no caching.
+        notes: Remarks for the report.
+    """
+
+    model: Model
+    rows: list[Row]
+    encoded: list[Encoded]
+    config: TrainConfig
+    plan: Plan | None = None
+    neutral: Sequence[Row] = ()
+    dictionary: Dictionary | None = None
+    cache: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def pad_id(self) -> int:
+        """Token for padding."""
+        return pad_id_of(self.model.tokenizer)
+
+    @property
+    def max_length(self) -> int:
+        """Longest row in tokens."""
+        return self.config.max_length or self.model.max_length
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the model has a chat template and the data are chats."""
+        return has_chat_template(self.model.tokenizer) and all(row.messages is not None for row in self.rows)
+
+    @cached_property
+    def data_hash(self) -> str:
+        """Hash of the data rows' content, for cache keys."""
+        return sha256_json([row.as_record() for row in self.rows])
+
+    def encode(self, rows: Sequence[Row], *, system: str | None = None) -> list[Encoded]:
+        """Encode further rows as the data were encoded; long ones are cut."""
+        return encode(
+            list(rows), self.model.tokenizer, max_length=self.max_length, system=system, on_long="truncate"
+        )
+
+    def avoided(self, clause_id: str | None = None) -> list[Clause]:
+        """The avoided clauses: the named one, else those that a decision names, else all of the spec.
+
+        Raises:
+            TrainingError: There is no plan, no such clause, or none that is avoided.
+        """
+        if self.plan is None:
+            raise TrainingError("this control needs a plan with a spec. Next: pass plan=decide(menu, spec).")
+        spec = self.plan.spec
+        if clause_id is not None:
+            try:
+                return [spec.clause(clause_id)]
+            except KeyError:
+                known = ", ".join(clause.id for clause in spec.clauses)
+                raise TrainingError(f"the spec has no clause '{clause_id}'. Next: use one of {known}.") from None
+        named = {decision.clause for decision in self.plan.avoided()}
+        clauses = [clause for clause in spec.of_kind("avoid") if clause.id in named]
+        if not clauses:
+            clauses = list(spec.of_kind("avoid"))
+        if not clauses:
+            raise TrainingError("the spec avoids nothing. Next: add a clause under '## Avoid', or train plain.")
+        return clauses
+
+
+def example_row(text: str, prompt: str | None, *, chat: bool) -> Row:
+    """An example of a spec as a row: a chat where it has a prompt or the model is a chat model, else plain text."""
+    from fairlead.data import Message
+
+    if prompt is None and not chat:
+        return Row(text=text)
+    return Row(messages=(Message("user", prompt or GENERIC_PROMPT), Message("assistant", text)))
+
+
+def clause_rows(clause: Clause, *, chat: bool) -> tuple[list[Row], list[Row]]:
+    """Rows that show a clause, and the counterparts ("instead") of those that have one."""
+    shown = [example_row(e.text, e.prompt, chat=chat) for e in clause.examples]
+    instead = [example_row(e.instead, e.prompt, chat=chat) for e in clause.examples if e.instead is not None]
+    return shown, instead
