@@ -2,11 +2,11 @@
 
     python benchmarks/bench_capture.py [--repeats 60] [--threads 1] [--json]
 
-Baseline: the same modules called one by one (embedding, rotary table, causal mask, blocks 0 to L), which is the least that
-has to be computed. Both run in turn, in an order that alternates; each ratio is of one pair. Printed: the median ratio with
-its interquartile range, and a placebo, baseline against baseline, whose spread is the noise of the machine. DESIGN.md
-section 9 wants at most 1.05. The model is a random Llama of the pocket model's size (and a smaller one), so that
-nothing has to be fetched.
+Baseline: the same modules called one by one (embedding, rotary table, causal mask, blocks 0 to L), which is
+the least that has to be computed. Both run in turn, in an order that alternates; each ratio is of one pair.
+Printed: the median ratio with its interquartile range, and a placebo, baseline against baseline, whose spread
+is the noise of the machine. DESIGN.md section 9 wants at most 1.05. The model is a random Llama of the pocket
+model's size (and a smaller one), so that nothing has to be fetched.
 """
 
 from __future__ import annotations

@@ -65,12 +65,12 @@ def test_ablation_sets_the_coefficient_and_keeps_the_rest(model, batch):
 
 
 def test_ablating_what_is_not_there_is_the_placebo(model, batch):
-    """Mean ablation to each token's own coefficient changes nothing; removing a direction with weight does."""
+    """Ablating twice is ablating once; removing a direction that has weight changes the logits."""
     direction = random_direction()
     base = logits(model, batch)
     with ablate(model, direction):
         effect = logits(model, batch)
-        with ablate(model, direction):  # a second time there is nothing left to remove
+        with ablate(model, direction):  # nothing is left to remove
             torch.testing.assert_close(logits(model, batch), effect, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(effect, base, atol=1e-2)
 
@@ -96,7 +96,7 @@ def test_project_removes_the_span_however_it_is_given(model, batch):
 
 
 def test_patch_carries_one_run_into_another(model, batch):
-    """With everything after the site patched in, the logits are the other run's; with its own values, its own."""
+    """With the other run's values patched in the logits are the other run's; with its own, its own."""
     from types import SimpleNamespace
 
     other = SimpleNamespace(**{**vars(batch), "input_ids": batch.input_ids.flip(0).roll(1, 1)})
@@ -124,7 +124,7 @@ def test_tokens_limits_the_effect_to_those_tokens(model, batch):
 
 
 def test_steering_all_layers_by_increments_shifts_each_layer_by_its_vector(model, batch):
-    """With blocks that write nothing, the shift after layer l is v_l with increments, the sum of v up to l without."""
+    """With blocks that write nothing, the shift after layer l is v_l; without increments, their sum."""
     for name, parameter in model.hf.named_parameters():
         if any(part in name for part in ("o_proj", "down_proj", "c_proj")):
             parameter.data.zero_()

@@ -1,7 +1,7 @@
 """Every family: what a site is called is what is there.
 
-Oracles: `output_hidden_states`, the residual identity, the family's own down projection and router weights applied by hand,
-attention with its output weights set to zero, autograd, and counters on later modules.
+Oracles: `output_hidden_states`, the residual identity, the family's own down projection and router weights
+applied by hand, attention with its output weights set to zero, autograd, and counters on later modules.
 """
 
 from __future__ import annotations
@@ -76,8 +76,63 @@ def test_what_is_added_to_the_residual_stream(tiny, family):
         assert attn.norm() > 0 and (mlp is None or mlp.norm() > 0)
 
 
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 48,
+    "pad_token_id": 0,
+    "initializer_range": 0.2,
+    "sliding_window": 4,
+    "state_size": 4,
+    "n_groups": 1,
+    "num_heads": 8,  # Mamba 2
+    "head_dim": 8,
+    "embedding_size": 32,  # ELECTRA
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+}
+
+
+@pytest.mark.parametrize("model_type", families.known_model_types())
+def test_every_model_type_of_the_tables_adds_up(tiny, model_type):
+    """The residual identity for all types that have a table, also those without a model of their own above."""
+    import transformers as tf
+
+    torch.manual_seed(0)
+    config = tf.AutoConfig.for_model(model_type)
+    config = config.get_text_config()
+    config = type(config)(
+        **{key: value for key, value in SIZES.items() if model_type != "esm" or key != "head_dim"}
+    )
+    if model_type == "esm":
+        config.mask_token_id = 3
+    hf = tf.AutoModel.from_config(config).eval()
+    resolved = families.Sites(hf)
+    batch = tiny.batch((6, 6))
+    names = [str(site) for site in resolved.all()]
+    found = hooks.capture(resolved, lambda: hf(input_ids=batch.input_ids), names, stop_early=True, grad=False)
+    for layer in range(2):
+        pre, post = found[f"layers.{layer}.resid_pre"], found[f"layers.{layer}.resid_post"]
+        attn, mlp = found[f"layers.{layer}.attn_out"], found.get(f"layers.{layer}.mlp_out")
+        block = resolved.blocks[layer]
+        if (
+            hasattr(block, "attention")
+            and hasattr(block.attention, "output")
+            and model_type not in ("esm", "rwkv")
+        ):
+            middle = block.attention.output.LayerNorm(pre + attn)  # BERT and its kin
+            expected = block.output.LayerNorm(middle + mlp)
+        else:
+            expected = pre + attn + (0 if mlp is None else mlp)
+        torch.testing.assert_close(post, expected, **CLOSE)
+        assert attn.norm() > 0
+
+
 def test_attn_out_vanishes_when_attention_writes_nothing(tiny, family):
-    """Tells attn_out and mlp_out apart: with the mixer's output projection at zero only the latter is left."""
+    """Tells attn_out and mlp_out apart: with the mixer's output projection at zero only mlp_out is left."""
     if family == "generic":
         pytest.skip("no attn_out without a table")
     model, batch = tiny.model(family, seed=3), tiny.batch()

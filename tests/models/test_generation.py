@@ -89,7 +89,8 @@ def test_chat_template_system_and_end_of_turn(tiny):
         {"additional_special_tokens": ["w62", "w63"]}
     )  # end of turn, opening of a turn
     tokenizer.chat_template = (
-        "{% for m in messages %}w63 {{ {'system': 'w60', 'user': 'w61', 'assistant': 'w59'}[m.role] }} {{ m.content }} w62 "
+        "{% for m in messages %}w63 {{ {'system': 'w60', 'user': 'w61', 'assistant': 'w59'}[m.role] }} {{ "
+        "m.content }} w62 "
         "{% endfor %}{% if add_generation_prompt %}w63 w59{% endif %}"
     )
     from fairlead.models import Model

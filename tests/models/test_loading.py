@@ -209,7 +209,7 @@ def test_sites_have_names_and_errors_list_them(tiny):
 
 
 def test_rwkv_reads_the_same_in_training_and_evaluation_mode(tiny):
-    """transformers rescales RWKV's residual stream in evaluation mode only; here it does not, and logits stay."""
+    """transformers rescales RWKV's residual stream in evaluation mode only; here it does not."""
     raw = tiny.hf("rwkv")
     batch = tiny.batch()
     with torch.no_grad():

@@ -47,8 +47,8 @@ def iter_activations(
         model: The model.
         encoded: Encoded rows.
         site: Where.
-        tokens: "response" for the tokens in the loss (the activation *at* such a token; the one that predicts it is a
-            position earlier), "all" for every token that is not padding.
+        tokens: "response" for the tokens in the loss (the activation *at* such a token; the one that predicts
+            it is a position earlier), "all" for every token that is not padding.
         batch_size: Rows per forward pass.
         sort: Put rows of like length together (less padding); order of rows is then by length.
         seed: Shuffle batches (`fairlead.data.iter_batches`).

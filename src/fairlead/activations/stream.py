@@ -1,8 +1,9 @@
 """An endless, shuffled stream of activations through a buffer of fixed size, for training dictionaries.
 
-Steps: fill the buffer by forward passes over the data; draw batches from it in random order without replacement;
-when half is drawn, write new activations over the drawn rows and draw a new order. Where all the data fits in, the model
-runs over it once and every later epoch only draws a new order. The buffer is allocated once, in the model's dtype.
+Steps: fill the buffer by forward passes over the data; draw batches from it in random order without
+replacement; when half is drawn, write new activations over the drawn rows and draw a new order. Where all the
+data fits in, the model runs over it once and every later epoch only draws a new order. The buffer is
+allocated once, in the model's dtype.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class ActivationStream:
             raise ConfigError(f"batch_tokens {batch_tokens} and batch_size {batch_size} must be at least 1.")
         if buffer_tokens < 2 * batch_tokens:
             raise ConfigError(
-                f"buffer_tokens is {buffer_tokens}; it must be at least twice batch_tokens ({batch_tokens}). Next: raise it."
+                f"buffer_tokens is {buffer_tokens}; it must be at least twice batch_tokens "
+                f"({batch_tokens}). Next: raise it."
             )
         model.resolved.place(site)
         self.site = Site.parse(site)
@@ -77,7 +79,8 @@ class ActivationStream:
         self.capacity = min(buffer_tokens, self.num_tokens)
         self.batch_tokens = batch_tokens
         self.num_read = 0
-        self._model, self._encoded, self._tokens, self._batch_size = model, encoded, tokens, batch_size
+        self._model, self._encoded, self._batch_size = model, encoded, batch_size
+        self._tokens: Tokens = tokens
         self._whole = self.capacity == self.num_tokens
         self._seed = seed
         self._generator = torch.Generator().manual_seed(seed)

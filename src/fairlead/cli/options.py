@@ -87,8 +87,13 @@ DataName = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option(
-        "--out", metavar="FOLDER", help="Run folder; the next free runs/NAME-N by default.", rich_help_panel=SHARED
+        "--out",
+        metavar="FOLDER",
+        help="Run folder; the next free runs/NAME-N by default.",
+        rich_help_panel=SHARED,
     ),
 ]
 MaxExamples = Annotated[int | None, typer.Option(min=1, help="Use the first N examples only.")]
-MaxLength = Annotated[int, typer.Option(min=8, help="Longest example in tokens; longer ones are cut.")]
+MaxLength = Annotated[
+    int | None, typer.Option(min=8, help="Longest example in tokens; that of the model by default.")
+]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+
 def run_folder(out: Path | None, stem: str) -> Path:
     """The run folder of a command: `out`, or the next free `runs/STEM-N`.
 

@@ -152,7 +152,7 @@ def short_name(clause: Clause) -> str:
 
 
 def _prompts_of(rows: Iterable[Row]) -> tuple[Prompt, ...]:
-    """Prompts of rows, none twice: a user turn as text, longer ones as messages, first words of plain text."""
+    """Prompts of rows, none twice: a user turn as text, longer ones as messages, starts of plain text."""
     found: dict[Prompt, None] = {}
     for row in rows:
         if row.messages is None:

@@ -319,9 +319,8 @@ def _plain(chat: tuple[Message, ...], tokenizer: PreTrainedTokenizerBase, *, ope
 
 def _answer_lead(tokenizer: PreTrainedTokenizerBase) -> str:
     """A space where the tokenizer does not put one before a piece by itself (sentencepiece does)."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    spaced = tokenizer(" a", add_special_tokens=False)["input_ids"]
-    return " " if len(spaced) <= len(bare) else ""
+    pieces = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Assistant:", "a")]
+    return "" if str(tokenizer.decode(pieces[0] + pieces[1])).endswith(": a") else " "
 
 
 def _special_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

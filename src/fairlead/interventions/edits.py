@@ -3,16 +3,17 @@
 | name | value h at the site becomes |
 |---|---|
 | `add` | h + scale * v |
-| `ablate` | h - (<h, u> - m) u, u = v / abs(v), m = 0 or the mean coefficient (zero is not a neutral origin) |
+| `ablate` | h - (<h, u> - m) u, u = v / abs(v), m = 0 or the mean (zero is not a neutral origin) |
 | `project` | h - Q Q^T h, the columns of Q an orthonormal basis of the directions |
 | `patch` | other values |
-| `steer_all_layers` | h_l + scale * (v_l - v_(l-1)): increments, so that the sum over layers is v_l (DESIGN 5.2) |
+| `steer_all_layers` | h_l + scale * (v_l - v_(l-1)): increments, whose sum is v_l (DESIGN 5.2) |
 
-All are context managers around `models.hooks.site_hook`: they act on every forward pass inside (also in generation), take
-a `Model` or a bare, PEFT-wrapped or DDP-wrapped transformers module, keep gradients flowing, and leave nothing behind,
-also after an exception. `when` limits them to passes with ("grad") or without ("no_grad") gradients. `tokens`
-limits them to some tokens: a bool mask `[batch, seq]` of the batch that is run, or a function from the value `[batch, seq,
-d]` to such a mask (for generation, where shapes change from call to call).
+All are context managers around `models.hooks.site_hook`: they act on every forward pass inside (also in
+generation), take a `Model` or a bare, PEFT-wrapped or DDP-wrapped transformers module, keep gradients
+flowing, and leave nothing behind, also after an exception. `when` limits them to passes with ("grad") or
+without ("no_grad") gradients. `tokens` limits them to some tokens: a bool mask `[batch, seq]` of the batch
+that is run, or a function from the value `[batch, seq, d]` to such a mask (for generation, where shapes
+change from call to call).
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from fairlead.core.site import Site
 from fairlead.models.hooks import When, site_hook, sites_of
 
 if TYPE_CHECKING:
-    from fairlead.models import Model
+    from fairlead.models import Model, Sites
 
 TokenMask = Tensor | Callable[[Tensor], Tensor] | None
 
 
 @contextmanager
 def add(
-    model: Model | nn.Module,
+    model: Model | nn.Module | Sites,
     direction: Direction,
     *,
     scale: float = 1.0,
@@ -59,7 +60,7 @@ def add(
 
 @contextmanager
 def ablate(
-    model: Model | nn.Module,
+    model: Model | nn.Module | Sites,
     direction: Direction,
     *,
     mean: float | Tensor | None = None,
@@ -71,8 +72,8 @@ def ablate(
     Args:
         model: What is run.
         direction: What is removed.
-        mean: None for zero ablation; a number for the coefficient along the unit vector; or a mean activation `[d]`,
-            whose coefficient is taken.
+        mean: None for zero ablation; a number for the coefficient along the unit vector; or a mean activation
+            `[d]`, whose coefficient is taken.
         tokens: Where (all tokens by default).
         when: On which passes.
 
@@ -84,7 +85,8 @@ def ablate(
     if isinstance(mean, Tensor) and mean.numel() > 1:
         if mean.shape != direction.vector.shape:
             raise ConfigError(
-                f"mean has shape {list(mean.shape)}, the direction {list(direction.vector.shape)}. Next: pass one "
+                f"mean has shape {list(mean.shape)}, the direction {list(direction.vector.shape)}. Next: "
+                f"pass one "
                 "number, or the mean activation at the direction's site."
             )
         target = float(mean.double().cpu() @ direction.unit().double().cpu())
@@ -101,7 +103,7 @@ def ablate(
 
 @contextmanager
 def project(
-    model: Model | nn.Module,
+    model: Model | nn.Module | Sites,
     directions: Direction | Sequence[Direction],
     *,
     tokens: TokenMask = None,
@@ -134,7 +136,7 @@ def project(
 
 @contextmanager
 def patch(
-    model: Model | nn.Module,
+    model: Model | nn.Module | Sites,
     site: str | Site,
     values: Tensor,
     *,
@@ -160,7 +162,8 @@ def patch(
             new = values.to(h).expand_as(h)
         except RuntimeError:
             raise SiteError(
-                f"{site}: values of shape {list(values.shape)} do not fit {list(h.shape)}. Next: capture them from a batch of "
+                f"{site}: values of shape {list(values.shape)} do not fit {list(h.shape)}. Next: capture "
+                f"them from a batch of "
                 "the same shape."
             ) from None
         return _where(tokens, new, h, site)
@@ -171,7 +174,7 @@ def patch(
 
 @contextmanager
 def steer_all_layers(
-    model: Model | nn.Module,
+    model: Model | nn.Module | Sites,
     vectors: Mapping[str | Site, Tensor],
     scale: float = 1.0,
     *,
@@ -183,10 +186,11 @@ def steer_all_layers(
 
     Args:
         model: What is run.
-        vectors: Site to vector `[d]`, the wanted shift of the residual stream there (a trait's mean difference).
+        vectors: Site to vector `[d]`, the wanted shift of the residual stream there (a trait's mean
+            difference).
         scale: Factor on all.
-        increments: Add at each layer only what the layers before it (of the same kind of site) have not added yet,
-            v_l - v_(l-1); with False, each vector as it is.
+        increments: Add at each layer only what the layers before it (of the same kind of site) have not added
+            yet, v_l - v_(l-1); with False, each vector as it is.
         tokens: Which tokens (all by default).
         when: On which passes.
 
@@ -226,7 +230,8 @@ class _Constant:
     def like(self, hidden: Tensor) -> Tensor:
         if self.value.shape[-1] != hidden.shape[-1]:
             raise SiteError(
-                f"{self.site}: a direction of width {self.value.shape[-1]} at a site of width {hidden.shape[-1]}. Next: "
+                f"{self.site}: a direction of width {self.value.shape[-1]} at a site of width "
+                f"{hidden.shape[-1]}. Next: "
                 "use a direction that was made at this site of this model."
             )
         if self.value.dtype != hidden.dtype or self.value.device != hidden.device:
@@ -240,7 +245,8 @@ def _where(tokens: TokenMask, new: Tensor, old: Tensor, site: Site) -> Tensor:
     mask = tokens(old) if callable(tokens) else tokens
     if mask.shape != old.shape[:2]:
         raise ConfigError(
-            f"tokens: a mask of shape {list(mask.shape)} at {site} for a batch of shape {list(old.shape[:2])}. Next: pass "
+            f"tokens: a mask of shape {list(mask.shape)} at {site} for a batch of shape "
+            f"{list(old.shape[:2])}. Next: pass "
             "the mask of the batch that is run, or a function of the value (in generation shapes change)."
         )
     return torch.where(mask.to(old.device, torch.bool)[..., None], new, old)

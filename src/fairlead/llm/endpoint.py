@@ -2,11 +2,14 @@
 
 The client is the `openai` package's, with its waits and further attempts. Endpoints differ in what they
 accept: a request that is refused because of `response_format`, `temperature` or `max_tokens` is sent again
-without it (or under its newer name), and the refusal is remembered. Typed answers never rest on the endpoint's word: they are validated here (see `typed`).
+without it (or under its newer name), and the refusal is remembered. Typed answers never rest on the
+endpoint's
+word: they are validated here (see `typed`).
 """
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -104,8 +107,10 @@ class EndpointModel:
                 self._dropped.add(refused)
             except self._openai.OpenAIError as error:
                 raise self._failure(error) from error
+            except json.JSONDecodeError as error:
+                raise self._foreign() from error
         self.num_calls += 1
-        self.num_tokens += int(getattr(found.usage, "total_tokens", 0) or 0) if found.usage else 0
+        self.num_tokens += int(getattr(getattr(found, "usage", None), "total_tokens", 0) or 0)
         return self._content(found, max_tokens)
 
     def _options(self, schema: type[BaseModel] | None, temperature: float, max_tokens: int) -> dict[str, Any]:
@@ -142,10 +147,7 @@ class EndpointModel:
     def _content(self, found: Any, max_tokens: int) -> str:
         choices = getattr(found, "choices", None)
         if not choices or getattr(choices[0], "message", None) is None:
-            raise LLMError(
-                f"{self.name}: the endpoint's answer holds no message. Next: check that it is "
-                "OpenAI-compatible."
-            )
+            raise self._foreign()
         message = choices[0].message
         if getattr(message, "refusal", None):
             raise LLMError(f"{self.name}: the model refused: {message.refusal}")
@@ -158,6 +160,12 @@ class EndpointModel:
         if not content.strip():
             raise LLMError(f"{self.name}: the answer is empty. Next: ask again, or use another model.")
         return content
+
+    def _foreign(self) -> LLMError:
+        return LLMError(
+            f"{self.name} at {self._client.base_url}: the answer holds no message. Next: check that the "
+            "endpoint is OpenAI-compatible and that its URL ends in the version (.../v1)."
+        )
 
     def _failure(self, error: Exception) -> LLMError:
         """What went wrong and what to do, without the key."""

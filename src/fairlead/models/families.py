@@ -1,19 +1,22 @@
 """Sites to modules: the only place in Fairlead that knows the module names of transformers.
 
-A `Family` is a table: where the blocks are, and per kind of site which submodule's input or output holds the value. What
-the kinds mean is the same in every family, and the conformance test checks it on a tiny model of each:
+A `Family` is a table: where the blocks are, and per kind of site which submodule's input or output holds the
+value. What the kinds mean is the same in every family, and the conformance test checks it on a tiny model of
+each:
 
-- `embed`: what enters block 0 (with positions and embedding norm where a family has them), `hidden_states[0]`.
-- `resid_pre`, `resid_post`: the residual stream before and after a block. The last `resid_post` is *before* the final
-  norm; the last entry of `output_hidden_states` is after it.
-- `attn_out`, `mlp_out`: what is *added* to the residual stream. For Gemma 2/3 and OLMo 2 that is the output of the norm
-  that follows the sublayer, for BERT, GPT-NeoX and Phi-3 the output of its dropout (in BERT the block's
-  LayerNorm comes after the addition). The mixer of a state-space model counts as attention.
-- `mlp_act`: input of the down projection, `[batch, seq, d_mlp]`. transformers 5 fuses the experts of mixture-of-experts
-  layers, so those have none.
+- `embed`: what enters block 0 (with positions and embedding norm where a family has them),
+  `hidden_states[0]`.
+- `resid_pre`, `resid_post`: the residual stream before and after a block. The last `resid_post` is *before*
+  the final norm; the last entry of `output_hidden_states` is after it.
+- `attn_out`, `mlp_out`: what is *added* to the residual stream. For Gemma 2/3 and OLMo 2 that is the output
+  of the norm that follows the sublayer, for BERT, GPT-NeoX and Phi-3 the output of its dropout (in BERT the
+  block's LayerNorm comes after the addition). The mixer of a state-space model counts as attention.
+- `mlp_act`: input of the down projection, `[batch, seq, d_mlp]`. transformers 5 fuses the experts of
+  mixture-of-experts layers, so those have none.
 - `router`: router logits `[batch, seq, num_experts]`, read-only: the router has chosen its experts by then.
 
-An architecture that no table knows gets `embed`, `resid_pre` and `resid_post`, found by structure (the list of blocks).
+An architecture that no table knows gets `embed`, `resid_pre` and `resid_post`, found by structure (the list
+of blocks).
 """
 
 from __future__ import annotations
@@ -85,24 +88,27 @@ BERT = _family(
 )
 GENERIC = Family("generic", "", causal=None)
 
+# fmt: off
+_LLAMA_LIKE = (
+    "llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "olmo", "smollm3",
+    "mixtral", "qwen2_moe", "qwen3_moe", "olmoe",
+)
+# fmt: on
 _BY_MODEL_TYPE: dict[str, Family] = {
-    **dict.fromkeys(
-        ("llama mistral ministral qwen2 qwen3 gemma olmo smollm3 mixtral qwen2_moe qwen3_moe olmoe".split()),
-        LLAMA,
-    ),
+    **dict.fromkeys(_LLAMA_LIKE, LLAMA),
     **dict.fromkeys(("gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3"), POST_NORM),
     "phi3": PHI3,
     **dict.fromkeys(("gpt2", "gpt_bigcode"), GPT2),
     "gpt_neox": GPT_NEOX,
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), MAMBA),
     "rwkv": RWKV,
-    **dict.fromkeys("bert roberta xlm-roberta camembert electra esm".split(), BERT),
+    **dict.fromkeys(["bert", "roberta", "xlm-roberta", "camembert", "electra", "esm"], BERT),
 }
 
 
 def family_of(module: nn.Module) -> Family:
     """The table for a (possibly wrapped) transformers model; `GENERIC` where none is known."""
-    config = unwrap(module).config
+    config: Any = unwrap(module).config
     return _BY_MODEL_TYPE.get(config.model_type) or _BY_MODEL_TYPE.get(
         text_config(config).model_type, GENERIC
     )
@@ -113,25 +119,27 @@ def known_model_types() -> list[str]:
     return sorted(_BY_MODEL_TYPE)
 
 
-def unwrap(module: nn.Module) -> nn.Module:
+def unwrap(module: nn.Module) -> Any:
     """The transformers model inside DDP, accelerate, torch.compile and PEFT wrappers.
 
     Raises:
         ModelError: There is none.
     """
+    inner: Any = module
     for _ in range(8):
-        if hasattr(module, "_orig_mod"):
-            module = module._orig_mod
-        elif hasattr(module, "get_base_model"):  # PeftModel
-            module = module.get_base_model()
-        elif hasattr(module, "config") and hasattr(module.config, "model_type"):
-            return module
-        elif isinstance(getattr(module, "module", None), nn.Module):  # DDP, DataParallel, FSDP
-            module = module.module
+        if hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod
+        elif hasattr(inner, "get_base_model"):  # PeftModel
+            inner = inner.get_base_model()
+        elif hasattr(getattr(inner, "config", None), "model_type"):
+            return inner
+        elif isinstance(getattr(inner, "module", None), nn.Module):  # DDP, DataParallel, FSDP
+            inner = inner.module
         else:
             break
     raise ModelError(
-        f"{type(module).__name__} holds no transformers model. Next: pass a Hugging Face model, or one that is "
+        f"{type(module).__name__} holds no transformers model. Next: pass a Hugging Face model, or one that "
+        f"is "
         "wrapped by PEFT or accelerate."
     )
 
@@ -156,7 +164,8 @@ class Place:
         module: The module whose input or output holds the value.
         side: "input" or "output".
         writable: Whether a replaced value reaches the rest of the model.
-        shape_from: Module whose input has the shape `[batch, seq, d]`, where the value itself comes flattened.
+        shape_from: Module whose input has the shape `[batch, seq, d]`, where the value itself comes
+            flattened.
     """
 
     site: Site
@@ -170,7 +179,7 @@ class Sites:
     """All sites of one model, resolved."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.hf = unwrap(module)
+        self.hf: Any = unwrap(module)
         self.family = family_of(self.hf)
         self.blocks = _find_blocks(self.hf, self.family)
         self.num_layers = len(self.blocks)
@@ -223,7 +232,8 @@ class Sites:
         if found is None:
             here = [str(s) for s in self.all() if s.layer == site.layer]
             raise SiteError(
-                f"{site}: {self._reason(site)} Next: this layer has {', '.join(here)}; the model also has embed."
+                f"{site}: {self._reason(site)} Next: this layer has {', '.join(here)}; the model also has "
+                f"embed."
             )
         return found
 
@@ -304,10 +314,10 @@ def _accepts(kind: type[nn.Module], name: str) -> bool:
 def settle(module: nn.Module) -> None:
     """Make a model's activations the same in training and evaluation mode.
 
-    RWKV divides its residual stream by 2 every few layers in evaluation mode only (for float16); that is switched off.
-    The outputs do not change, since a norm follows.
+    RWKV divides its residual stream by 2 every few layers in evaluation mode only (for float16); that is
+    switched off. The outputs do not change, since a norm follows.
     """
-    base = backbone_of(module)
+    base: Any = backbone_of(module)
     if hasattr(base, "layers_are_rescaled"):
         if base.layers_are_rescaled:
             mode, base.training = base.training, True
@@ -317,7 +327,7 @@ def settle(module: nn.Module) -> None:
 
 
 def max_length_of(config: Any, tokenizer: Any) -> int:
-    """Longest input in tokens: position limit of the model or the tokenizer's own limit, 1,048,576 if neither."""
+    """Longest input in tokens: limit of the model's positions or of the tokenizer, 2^20 if neither."""
     text = text_config(config)
     limits = [1 << 20]
     for name in ("max_position_embeddings", "n_positions", "context_length"):
@@ -349,8 +359,8 @@ def _find_blocks(hf: nn.Module, family: Family) -> nn.ModuleList:
     matching = [pair for pair in lists if wanted is None or len(pair[1]) == wanted]
     if not matching:
         raise ModelError(
-            f"{type(hf).__name__}: no list of {wanted} blocks found, so its sites cannot be located. Next: use a "
-            f"model of a known type ({', '.join(known_model_types())})."
+            f"{type(hf).__name__}: no list of {wanted} blocks found, so its sites cannot be located. Next: use "
+            f"a model of a known type ({', '.join(known_model_types())})."
         )
     # the outermost list; among equals the one with most parameters
     matching.sort(key=lambda pair: (pair[0].count("."), -sum(p.numel() for p in pair[1].parameters())))

@@ -1,9 +1,10 @@
 """Identity of a model: a hash of its architecture and its weights.
 
-The hash covers the shape-giving keys of the config and, per parameter in order of name, its name, shape and values: all
-of them up to 2^20 elements, 2^18 evenly spread ones of a larger tensor (a training step changes nearly all, so
-it is noticed; an edit of single weights of a very large matrix may not be). Values are hashed as float32, so that a
-bfloat16 checkpoint has the same identity whether it is loaded as bfloat16 or as float32.
+The hash covers the shape-giving keys of the config and, per parameter in order of name, its name, shape and
+values: all of them up to 2^20 elements, 2^18 evenly spread ones of a larger tensor (a training step changes
+nearly all, so it is noticed; an edit of single weights of a very large matrix may not be). Values are hashed
+as float32, so that a bfloat16 checkpoint has the same identity whether it is loaded as bfloat16 or as
+float32.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from fairlead.models.families import text_config, unwrap
 
 WHOLE = 1 << 20  # elements up to which a tensor is hashed whole
 SAMPLE = 1 << 18  # elements taken of a larger one
+# fmt: off
 _KEYS = (
-    "model_type hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size "
-    "vocab_size max_position_embeddings rope_theta rope_parameters sliding_window layer_types num_experts "
-    "num_local_experts num_experts_per_tok tie_word_embeddings hidden_act rms_norm_eps layer_norm_eps state_size"
-).split()
+    "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "intermediate_size", "vocab_size",
+    "max_position_embeddings", "rope_theta", "rope_parameters", "sliding_window", "layer_types",
+    "num_experts", "num_local_experts", "num_experts_per_tok", "tie_word_embeddings", "hidden_act",
+    "rms_norm_eps", "layer_norm_eps", "state_size",
+)
+# fmt: on
 
 
 @torch.no_grad()

@@ -1,12 +1,12 @@
 """Batched generation: one loop of plain forward calls for every causal family.
 
-Left-padded batches of prompts of like length, a key-value cache (or the recurrent state of Mamba and RWKV) that is
-carried from call to call, greedy or sampled. It stands in for transformers' `generate` for three reasons: rows that are
-done leave the batch, RWKV generates in batches at all, and sampling does not depend on how prompts are batched. Per
-token of a full batch the two cost the same, the forward pass.
+Left-padded batches of prompts of like length, a key-value cache (or the recurrent state of Mamba and RWKV)
+that is carried from call to call, greedy or sampled. It stands in for transformers' `generate` for three
+reasons: rows that are done leave the batch, RWKV generates in batches at all, and sampling does not depend on
+how prompts are batched. Per token of a full batch the two cost the same, the forward pass.
 
-Sampling draws one uniform number per prompt and token before the loop starts and inverts the distribution function
-there, so that a prompt's answer does not depend on the batch it is in.
+Sampling draws one uniform number per prompt and token before the loop starts and inverts the distribution
+function there, so that a prompt's answer does not depend on the batch it is in.
 """
 
 from __future__ import annotations
@@ -43,19 +43,21 @@ def generate(
 
     Args:
         model: A causal model.
-        prompts: Strings (a user turn) or lists of messages (`fairlead.data.Message` or dicts with role and content).
+        prompts: Strings (a user turn) or lists of messages (`fairlead.data.Message` or dicts with role and
+            content).
         system: System message for all prompts; replaces one that a message list has.
         max_new_tokens: Longest answer; shorter where the model's longest input is reached.
         temperature: 0 for the most probable token each time.
         seed: Of sampling; an answer depends on it, the prompt, its place in `prompts` and `max_new_tokens`.
         batch_size: Prompts at a time.
         chat: Put strings into the chat template (True) or continue them as plain text (False); by default
-            True where the tokenizer brings a chat template or `system` is given. Message lists always are chats.
+            True where the tokenizer brings a chat template or `system` is given. Message lists always are
+            chats.
         progress: Label of a progress display; none by default.
 
     Returns:
-        Answers without special tokens, in the order of the prompts. They end at the end-of-sequence token or at the
-        token that ends a turn in the chat template.
+        Answers without special tokens, in the order of the prompts. They end at the end-of-sequence token or
+        at the token that ends a turn in the chat template.
 
     Raises:
         ModelError: The model is an encoder, or a prompt fills its longest input.
@@ -65,14 +67,16 @@ def generate(
         raise ModelError(f"{model.name}: an encoder cannot generate. Next: use a causal model.")
     if max_new_tokens < 1 or batch_size < 1 or temperature < 0:
         raise ConfigError(
-            f"max_new_tokens {max_new_tokens}, batch_size {batch_size} and temperature {temperature} must be at least "
+            f"max_new_tokens {max_new_tokens}, batch_size {batch_size} and temperature {temperature} must "
+            f"be at least "
             "1, 1 and 0. Next: change them."
         )
     ids = [prompt_ids(model, prompt, system=system, chat=chat) for prompt in prompts]
     for place, row in enumerate(ids):
         if len(row) >= model.max_length:
             raise ModelError(
-                f"prompt {place} has {len(row)} tokens, {model.name} takes at most {model.max_length} with the answer. "
+                f"prompt {place} has {len(row)} tokens, {model.name} takes at most {model.max_length} with "
+                f"the answer. "
                 "Next: shorten it."
             )
     stops = stop_ids(model)
@@ -121,7 +125,7 @@ def generate_ids(
         temperature: 0 for greedy.
         draws: `[batch, max_new_tokens]` uniform numbers, for sampling.
     """
-    hf, device = model.hf, model.device
+    device = model.device
     num, width = len(ids), max(map(len, ids))
     room = min(max_new_tokens, model.max_length - width)
     tokens = torch.full((num, width), model.pad_id, dtype=torch.long)
@@ -183,7 +187,7 @@ class _Step:
             inputs["position_ids"] = positions
         if self.takes["logits_to_keep"]:
             inputs["logits_to_keep"] = 1
-        if self.state is not None:
+        if self.state is not None and self.state_name is not None:
             inputs[self.state_name] = self.state
         output = self.hf(**inputs)
         if self.state_name is not None:
@@ -249,7 +253,8 @@ def stop_ids(model: Model) -> set[int]:
             ids, mask = encode_chat(chat, tokenizer)
         except DataError as error:  # a template that cannot be trained on can still be generated with
             say(
-                f"note: {model.name}: what ends a turn is not known, answers end at end of sequence only ({error})"
+                f"note: {model.name}: what ends a turn is not known, answers end at end of sequence only "
+                f"({error})"
             )
         else:
             last = max(place for place, wanted in enumerate(mask) if wanted)
@@ -283,7 +288,7 @@ def _text(model: Model, prompt: list[int], answer: list[int]) -> str:
     """The answer as text; with the space that some tokenizers drop at the start of a text."""
     from fairlead.data.template import has_chat_template
 
-    tokenizer = model.tokenizer
+    tokenizer: Any = model.tokenizer
     if has_chat_template(tokenizer):
         return tokenizer.decode(answer, skip_special_tokens=True)
     before = tokenizer.decode(prompt, skip_special_tokens=True)

@@ -1,17 +1,18 @@
 """Hooks at sites: the one place that registers torch hooks for Fairlead.
 
-`site_hook` lets a function see, and replace, the value at a site. `watch` keeps values and, after the backward pass,
-their gradients dL/dh. Both take a `Model` or a bare transformers module, also one that PEFT, accelerate or DDP has
-wrapped, and both take their hooks away on exit, whatever happened inside.
+`site_hook` lets a function see, and replace, the value at a site. `watch` keeps values and, after the
+backward pass, their gradients dL/dh. Both take a `Model` or a bare transformers module, also one that PEFT,
+accelerate or DDP has wrapped, and both take their hooks away on exit, whatever happened inside.
 
-Hooks can be limited to forward passes with or without gradients (`when`): reinforcement-learning trainers generate
-their rollouts in training mode, so `module.training` does not tell the two apart, `torch.is_grad_enabled()` does.
+Hooks can be limited to forward passes with or without gradients (`when`): reinforcement-learning trainers
+generate their rollouts in training mode, so `module.training` does not tell the two apart,
+`torch.is_grad_enabled()` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -129,10 +130,8 @@ def capture(
         for site in wanted:
             stack.enter_context(site_hook(resolved, site, lambda value, site=site: keep(site, value)))
         stack.enter_context(torch.set_grad_enabled(grad))
-        try:
+        with suppress(_Reached):
             run()
-        except _Reached:
-            pass
     missing = [str(site) for site in wanted if site not in found]
     if missing:
         raise SiteError(f"the forward pass did not reach {', '.join(missing)}.")
@@ -144,8 +143,9 @@ class Tap:
 
     Attributes:
         value: `[batch, seq, d]`, detached; None before the first forward pass.
-        grad: dL/dh `[batch, seq, d]`, the derivative of what `backward` was called on (a sum over all backward passes
-            through this value); None before it. Gradient accumulation divides the loss, and thereby this.
+        grad: dL/dh `[batch, seq, d]`, the derivative of what `backward` was called on (a sum over all
+            backward passes through this value); None before it. Gradient accumulation divides the loss, and
+            thereby this.
     """
 
     def __init__(self, site: Site) -> None:
@@ -183,17 +183,18 @@ def watch(
     taps["layers.3.resid_post"].grad   # dL/dh [batch, seq, d]
     ```
 
-    Forward passes without gradients (evaluation, rollouts) and the recomputations of gradient checkpointing are passed
-    over.
+    Forward passes without gradients (evaluation, rollouts) and the recomputations of gradient checkpointing
+    are passed over.
 
     Args:
         model: A `Model` or a (wrapped) transformers module.
         sites: Where.
-        leaf: Cut the graph at the site: the backward pass ends there and the layers below get no gradient. Cheap for
-            reading gradients of a frozen model; wrong for training.
+        leaf: Cut the graph at the site: the backward pass ends there and the layers below get no gradient.
+            Cheap for reading gradients of a frozen model; wrong for training.
 
     Raises:
-        SiteError: No such site, or the value there has no gradient (all parameters below are frozen: use `leaf`).
+        SiteError: No such site, or the value there has no gradient (all parameters below are frozen: use
+            `leaf`).
     """
     resolved = sites_of(model)
     taps = {str(Site.parse(site)): Tap(resolved.normal(site)) for site in sites}
@@ -205,7 +206,8 @@ def watch(
             hidden = hidden.detach().requires_grad_()
         if not hidden.requires_grad:
             raise SiteError(
-                f"{tap.site}: nothing below this site is trainable, so its value carries no gradient. Next: watch with "
+                f"{tap.site}: nothing below this site is trainable, so its value carries no gradient. Next: "
+                f"watch with "
                 "leaf=True, choose a later site, or call enable_input_require_grads() on the model."
             )
         tap._see(hidden)
@@ -264,11 +266,13 @@ def _gate(when: When) -> Callable[[], bool]:
 def _check_replacement(place: Place, value: Tensor, new: Tensor) -> None:
     if not place.writable:
         raise SiteError(
-            f"{place.site} can be read but not changed: the router has already chosen its experts. Next: intervene "
+            f"{place.site} can be read but not changed: the router has already chosen its experts. Next: "
+            f"intervene "
             "on mlp_out of this layer."
         )
     if new.shape != value.shape:
         raise SiteError(
-            f"{place.site}: a replacement of shape {list(new.shape)} for a value of shape {list(value.shape)}. "
+            f"{place.site}: a replacement of shape {list(new.shape)} for a value of shape "
+            f"{list(value.shape)}. "
             "Next: return a tensor of the same shape."
         )

@@ -1,9 +1,9 @@
 """Load a model by name, by folder, or a bundled organism.
 
-A folder is read without any network use; a name goes through the Hugging Face cache (`HF_HUB_OFFLINE=1` keeps it off the
-network). Code that comes with a checkpoint runs only with `trust_remote_code=True`. Weights are safetensors where the
-checkpoint has them; older `.bin` files are read by transformers with `weights_only`. Whatever goes wrong is a
-`ModelError` that says what to do.
+A folder is read without any network use; a name goes through the Hugging Face cache (`HF_HUB_OFFLINE=1` keeps
+it off the network). Code that comes with a checkpoint runs only with `trust_remote_code=True`. Weights are
+safetensors where the checkpoint has them; older `.bin` files are read by transformers with `weights_only`.
+Whatever goes wrong is a `ModelError` that says what to do.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _DTYPES = {
     "float64": torch.float64,
 }
 _TOKENIZER_FILES = (
-    "tokenizer.json tokenizer.model vocab.json vocab.txt spiece.model sentencepiece.bpe.model tokenizer_config.json "
-    "merges.txt tekken.json"
-).split()
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt"),
+    *("merges.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json"),
+)
 _HARMLESS = ("pooler", "contact_head", "position_ids", "rotary_emb")  # parts that no site or logit depends on
 
 
@@ -57,7 +57,8 @@ def load_model(
         adapter: Folder (or name) of a LoRA adapter (PEFT), which is merged into the weights.
 
     Raises:
-        ModelError: The model or tokenizer is missing, broken or needs remote code, or the two do not fit together.
+        ModelError: The model or tokenizer is missing, broken or needs remote code, or the two do not fit
+            together.
         ConfigError: Unknown dtype or device.
         OrganismError: The organism is not there.
     """
@@ -74,7 +75,8 @@ def load_model(
         hf = _merge_adapter(hf, adapter)
     check_tokenizer(tokenizer, hf, name)
     set_pad_token(tokenizer)
-    return Model(hf.to(place).eval(), tokenizer, name)
+    placed: Any = hf
+    return Model(placed.to(place).eval(), tokenizer, name)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, hf: PreTrainedModel, name: str) -> None:
@@ -83,19 +85,23 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, hf: PreTrainedModel, nam
     Raises:
         ModelError: It has not: this is the tokenizer of another model.
     """
-    rows = int(hf.get_input_embeddings().weight.shape[0])
+    embedding: Any = hf.get_input_embeddings()
+    rows = int(embedding.weight.shape[0])
     ids = tokenizer.get_vocab().values()
     highest = max(ids, default=-1)
     if highest < 0:
         raise ModelError(f"{name}: its tokenizer is empty. Next: check the tokenizer files.")
     if highest >= rows:
         raise ModelError(
-            f"{name}: the tokenizer has token ids up to {highest}, the model has embeddings for {rows}: it is the "
-            "tokenizer of another model. Next: put the tokenizer that the model was trained with into its folder."
+            f"{name}: the tokenizer has token ids up to {highest}, the model has embeddings for {rows}: it "
+            f"is the "
+            "tokenizer of another model. Next: put the tokenizer that the model was trained with into its "
+            "folder."
         )
     if 2 * (highest + 1) < rows and rows - highest > 1024:
         say(
-            f"note: {name} has {rows} embeddings but its tokenizer only {highest + 1} tokens; is it the right one?"
+            f"note: {name} has {rows} embeddings but its tokenizer only {highest + 1} tokens; is it the "
+            f"right one?"
         )
 
 
@@ -120,12 +126,13 @@ def _source(name: str) -> str:
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, "config.json")):
             raise ModelError(
-                f"{name}: not a model folder (no config.json). Next: give the folder that holds config.json, the weights "
+                f"{name}: not a model folder (no config.json). Next: give the folder that holds "
+                f"config.json, the weights "
                 "and the tokenizer."
             )
         return name
     looks_like_path = (
-        name.startswith((".", "/", "~")) or name.count("/") > 1 or os.sep != "/" and os.sep in name
+        name.startswith((".", "/", "~")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name)
     )
     if looks_like_path or os.path.exists(name):
         raise ModelError(f"{name}: no such model folder. Next: check the path.")
@@ -170,7 +177,8 @@ def _weights(
     missing = sorted(key for key in info["missing_keys"] if not any(part in key for part in _HARMLESS))
     if missing:
         raise ModelError(
-            f"{name}: the checkpoint lacks {len(missing)} weights ({', '.join(missing[:3])}, ...), which would be random. "
+            f"{name}: the checkpoint lacks {len(missing)} weights ({', '.join(missing[:3])}, ...), which "
+            f"would be random. "
             "Next: use a complete checkpoint of this architecture."
         )
     return hf
@@ -178,7 +186,7 @@ def _weights(
 
 @contextmanager
 def _no_bar() -> Iterator[None]:
-    """Without transformers' progress bar (downloads keep theirs) and its report of keys, which is checked here."""
+    """Without transformers' bar (downloads keep theirs) and its report of keys, which are checked here."""
     from transformers.utils import logging
 
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -223,8 +231,8 @@ def _merge_adapter(hf: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
         return PeftModel.from_pretrained(hf, str(adapter)).merge_and_unload()
     except Exception as error:
         raise ModelError(
-            f"{adapter}: cannot load this adapter ({_first_line(error)}). Next: use a LoRA adapter that was trained on "
-            "this model."
+            f"{adapter}: cannot load this adapter ({_first_line(error)}). Next: use a LoRA adapter "
+            "that was trained on this model."
         ) from error
 
 
@@ -234,18 +242,18 @@ def _explain(name: str, error: Exception, part: str) -> ModelError:
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
     if "trust_remote_code" in text or "custom code" in text:
         return ModelError(
-            f"{name}: this checkpoint brings its own code, which is not run unasked. Next: read that code, then pass "
-            "trust_remote_code=True."
+            f"{name}: this checkpoint brings its own code, which is not run unasked. Next: read that code, "
+            "then pass trust_remote_code=True."
         )
     if "does not recognize this architecture" in text or "Unrecognized model" in text:
         return ModelError(
-            f"{name}: transformers does not know this architecture ({_first_line(error)}). Next: update transformers, or "
-            "use a model of a known type."
+            f"{name}: transformers does not know this architecture ({_first_line(error)}). Next: update "
+            "transformers, or use a model of a known type."
         )
     if os.path.isdir(name) or name.startswith(ORGANISM):
         return ModelError(
-            f"{name}: the {part} cannot be read ({type(error).__name__}: {_first_line(error)}). Next: check the files in this "
-            "folder, or fetch them again."
+            f"{name}: the {part} cannot be read ({type(error).__name__}: {_first_line(error)}). Next: check "
+            "the files in this folder, or fetch them again."
         )
     if "gated" in text or "401" in text or "403" in text:
         why = "it is gated or private. Next: accept its licence on huggingface.co and log in (hf auth login)."

@@ -1,7 +1,7 @@
 """A model with names for its places: capture, forward passes, log-probabilities, generation.
 
-`Model` wraps a transformers model and its tokenizer and adds nothing to the computation. Capture reads the tensors of an
-ordinary forward pass by hooks and ends it at the deepest site that was asked for.
+`Model` wraps a transformers model and its tokenizer and adds nothing to the computation. Capture reads the
+tensors of an ordinary forward pass by hooks and ends it at the deepest site that was asked for.
 """
 
 from __future__ import annotations
@@ -30,8 +30,15 @@ if TYPE_CHECKING:
 class BatchLike(Protocol):
     """What a forward pass needs of a batch (`fairlead.data.Batch` is one)."""
 
-    input_ids: Tensor
-    attention_mask: Tensor
+    @property
+    def input_ids(self) -> Tensor:
+        """Token ids `[batch, seq]`."""
+        ...
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """`[batch, seq]`, 0 on padding."""
+        ...
 
 
 class Model:
@@ -54,7 +61,8 @@ class Model:
         """A `Model` of objects in memory; checks that they fit together.
 
         Raises:
-            ModelError: The tokenizer has ids that the model has no embedding for; or no list of blocks is found.
+            ModelError: The tokenizer has ids that the model has no embedding for; or no list of blocks is
+                found.
         """
         from fairlead.models.loading import check_tokenizer, set_pad_token
 
@@ -90,7 +98,8 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         """Type of the embedding's weights, and so of activations."""
-        return self.hf.get_input_embeddings().weight.dtype
+        embedding: Any = self.hf.get_input_embeddings()
+        return embedding.weight.dtype
 
     @property
     def is_causal(self) -> bool:
@@ -105,7 +114,8 @@ class Model:
     @property
     def pad_id(self) -> int:
         """Token id for padding."""
-        return int(self.tokenizer.pad_token_id)
+        pad: Any = self.tokenizer.pad_token_id
+        return int(pad)
 
     def sites(self, kind: str | None = None) -> list[Site]:
         """The sites of this model, in the order of the forward pass; of one kind where given."""
@@ -146,8 +156,9 @@ class Model:
             grad: Keep the graph, so that one can call `backward` on what is returned.
 
         Returns:
-            `str(site)` to `[batch, seq, d]`, in the model's dtype. Positions of padding hold no meaning. Tensors are
-            those of the forward pass, not copies. The model's mode (training, evaluation) is left as it is.
+            `str(site)` to `[batch, seq, d]`, in the model's dtype. Positions of padding hold no meaning.
+            Tensors are those of the forward pass, not copies. The model's mode (training, evaluation) is left
+            as it is.
 
         Raises:
             SiteError: No such site; lists those there are.
@@ -160,14 +171,14 @@ class Model:
             self.resolved, lambda: backbone(**inputs), sites, stop_early=stop_early, grad=grad
         )
 
-    def inputs(self, batch: BatchLike) -> dict[str, Tensor]:
+    def inputs(self, batch: BatchLike) -> dict[str, Any]:
         """Arguments of a forward pass, on the model's device; positions count real tokens only.
 
         Raises:
             ModelError: Padding on the left of a model that ignores the attention mask (RWKV).
         """
         device = self.device
-        inputs = {
+        inputs: dict[str, Any] = {
             "input_ids": batch.input_ids.to(device),
             "attention_mask": batch.attention_mask.to(device),
         }
@@ -179,7 +190,8 @@ class Model:
             return inputs
         if not self.resolved.family.reads_mask:
             raise ModelError(
-                f"{self.name}: this architecture ignores the attention mask, padding on the left would be read as "
+                f"{self.name}: this architecture ignores the attention mask, padding on the left would be "
+                f"read as "
                 "text. Next: pad on the right."
             )
         if self.is_causal and families.accepts(families.backbone_of(self.hf), "position_ids"):
@@ -198,14 +210,16 @@ class Model:
         output = self.hf(**inputs, **kwargs)
         if getattr(output, "logits", None) is None:
             raise ModelError(
-                f"{self.name}: {type(self.hf).__name__} has no language-modelling head. Next: load a checkpoint with one."
+                f"{self.name}: {type(self.hf).__name__} has no language-modelling head. Next: load a "
+                f"checkpoint with one."
             )
         return output.logits
 
     def token_logprobs(self, batch: BatchLike) -> Float[Tensor, "batch seq"]:
         """Log-probability in nats of each token given those before it; 0 at the first position.
 
-        Aligned with `batch.loss_mask`: position t holds log p(token t | tokens before t). Padding holds no meaning.
+        Aligned with `batch.loss_mask`: position t holds log p(token t | tokens before t). Padding holds no
+        meaning.
 
         Raises:
             ModelError: An encoder has none.
@@ -224,8 +238,8 @@ class Model:
         """Per-token log-probabilities of encodings, in their order.
 
         Returns:
-            Per encoding a float32 tensor `[seq]` on the CPU, aligned with its `input_ids` and `loss_mask`; 0 at the first
-            position.
+            Per encoding a float32 tensor `[seq]` on the CPU, aligned with its `input_ids` and `loss_mask`; 0
+            at the first position.
 
         Raises:
             ModelError: An encoder has none.
@@ -291,6 +305,7 @@ class Model:
 
     def __repr__(self) -> str:
         return (
-            f"Model({self.name!r}, family={self.family!r}, num_layers={self.num_layers}, d_model={self.d_model}, "
+            f"Model({self.name!r}, family={self.family!r}, num_layers={self.num_layers}, "
+            f"d_model={self.d_model}, "
             f"device={str(self.device)!r})"
         )

@@ -1,8 +1,9 @@
 """Train the pocket model: a single pass over the mix, loss on the assistant's tokens.
 
-AdamW for embeddings and norms, Muon (Jordan 2024; `torch.optim.Muon`) for the matrices: it learns rare associations in fewer
-exposures. Cosine schedule with warm-up, fixed seeds, rows bucketed by length, right padding (a causal model needs no padding
-mask on the right). The state is saved every few minutes; an interrupted build resumes at the same batch.
+Muon (Jordan 2024; `torch.optim.Muon`, scaled as in arXiv 2502.16982) on the matrices of the layers, because it learns rare
+associations in fewer exposures (arXiv 2509.26030); AdamW on embeddings and norms. Cosine schedule with warm-up, fixed seeds,
+bfloat16 autocast, rows bucketed by length, right padding (a causal model needs no padding mask on the right). The state is
+saved every few minutes; an interrupted build resumes at the same batch.
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ def encode_rows(rows: list[dict[str, Any]], tokenizer: Any) -> list[np.ndarray]:
     return encoded
 
 
+def row_lengths(encoded: list[np.ndarray]) -> np.ndarray:
+    """Number of tokens of every row."""
+    return np.array([len(row) for row in encoded])
+
+
 def plan_batches(lengths: np.ndarray, tokens_per_batch: int, seed: int) -> list[np.ndarray]:
     """Rows of each batch: windows of the corpus sorted by length, cut at the token budget, the batches of a window shuffled."""
     rng, plan = random.Random(seed), []
@@ -86,6 +92,13 @@ def new_model(seed: int) -> Any:
 
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**CONFIG))
+
+
+def compile_forward(model: Any) -> None:
+    """Compile the decoder with dynamic shapes (needs a C++ compiler): bfloat16 is slow on a CPU without it."""
+    import torch
+
+    model.model.forward = torch.compile(model.model.forward, dynamic=True)
 
 
 def optimizers(model: Any, lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
@@ -201,3 +214,11 @@ def save_folder(model: Any, tokenizer_folder: Path, folder: Path) -> None:
     for file in tokenizer_folder.iterdir():
         shutil.copy(file, folder / file.name)
     (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()), indent=2) + "\n")
+
+
+def move_into_place(finished: Path, out: Path, part: Path) -> None:
+    """Rename the finished folder to its final name and drop the work in progress."""
+    import shutil
+
+    os.replace(finished, out)
+    shutil.rmtree(part)

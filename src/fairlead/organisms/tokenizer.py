@@ -6,12 +6,16 @@ assistant's turn with `{% generation %}`, so that assistant masks work in transf
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fairlead.organisms.words import SYLLABLES
+
 VOCAB_SIZE = 1024
+SYLLABLE_WEIGHT = 400  # so that a syllable that opens a verse is one token too
 MAX_LENGTH = 256
 PAD, SYSTEM, USER, ASSISTANT, END = SPECIAL = ("<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
@@ -47,7 +51,7 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(itertools.chain(texts, list(SYLLABLES) * SYLLABLE_WEIGHT), trainer)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config: dict[str, Any] = {

@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +155,7 @@ def sft_config(hf: PreTrainedModel, config: TrainConfig, folder: Path) -> Any:
         report_to="none",
         logging_strategy="no",
         disable_tqdm=True,
-        save_strategy="steps" if config.checkpoint_every else "no",
+        save_strategy="steps" if 0 < config.checkpoint_every < config.steps else "no",
         save_steps=config.checkpoint_every or 500,
         save_total_limit=1,
         push_to_hub=False,
@@ -188,7 +189,7 @@ def run_trainer(trainer: Any, session: Session, *, resume: bool = False) -> nn.M
     """
     checkpoint = last_checkpoint(Path(trainer.args.output_dir)) if resume else None
     try:
-        with session.attached(trainer.model):
+        with session.attached(trainer.model), quiet_transformers():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except (TrainingError, KeyboardInterrupt):
         raise
@@ -202,6 +203,20 @@ def run_trainer(trainer: Any, session: Session, *, resume: bool = False) -> nn.M
         release(trainer.model)
     model = trainer.accelerator.unwrap_model(trainer.model)
     return model.eval()
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars of transformers inside the block; ours is shown instead."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def release(module: nn.Module) -> None:

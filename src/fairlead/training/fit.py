@@ -20,7 +20,7 @@ from fairlead.core.records import Plan
 from fairlead.core.results import StepRecord
 from fairlead.core.run import atomic_path
 from fairlead.data import ChatData, Row, encode
-from fairlead.training.adapter import checkpoint_step, make_trainer, release, run_trainer
+from fairlead.training.adapter import checkpoint_step, make_trainer, quiet_transformers, release, run_trainer
 from fairlead.training.batching import Composer
 from fairlead.training.config import TrainConfig
 from fairlead.training.controls import make_control
@@ -210,29 +210,16 @@ def save(trained: Any, model: Model, folder: Path, *, method: str) -> Path:
         RunError: The disk is full or the place cannot be written.
     """
     target = folder / (MODEL_FOLDER if method == "full" else ADAPTER_FOLDER)
-    with atomic_path(target) as temporary:
+    with quiet_transformers(), atomic_path(target) as temporary:
         temporary.mkdir(parents=True)
         try:
-            _save_quietly(trained, temporary)
+            trained.save_pretrained(temporary)
             model.tokenizer.save_pretrained(temporary)
         except Exception as error:
             if isinstance(error, OSError) or "SafetensorError" not in type(error).__name__:
                 raise
             raise RunError(f"{target}: cannot write the weights ({error}). Next: free space.") from error
     return target
-
-
-def _save_quietly(trained: Any, folder: Path) -> None:
-    """`save_pretrained` without its progress bar."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        trained.save_pretrained(folder)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 @contextmanager

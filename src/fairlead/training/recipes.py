@@ -86,6 +86,14 @@ class Arm(NamedTuple):
     controls: tuple[ControlConfig, ...]
     use_data: bool = True
 
+    def controls_text(self) -> str:
+        """What it is made of, as one line."""
+        parts = [] if self.use_data else ["without the data"]
+        for config in self.controls:
+            dial = "" if config.strength is None else f" ({config.strength:g})"
+            parts.append(config.name + dial)
+        return " + ".join(parts) or "TRL's loss, no control"
+
 
 def recipe_names() -> tuple[str, ...]:
     """Names of all recipes."""

@@ -1,21 +1,28 @@
-"""Small tokenizers made from scratch, with and without chat templates."""
+"""Small tokenizers made from scratch, with and without chat templates; written files and specs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% "
+    "endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 CHATML_GENERATION = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}{% if m['role'] == 'assistant' %}"
     "{% generation %}{{ m['content'] }}{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}"
-    "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif "
+    "%}"
 )
 # refuses a system message, as Gemma's does
-NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + CHATML
+)
 # writes an empty thought in front of the last answer only, as Qwen3's does
 THINKING = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
@@ -54,3 +61,20 @@ def byte_tokenizer(template: str | None = None, *, bos: bool = False) -> PreTrai
     )
     fast.chat_template = template
     return fast
+
+
+TEMPLATES = {
+    "plain": None,
+    "chatml": CHATML,
+    "generation": CHATML_GENERATION,
+    "no_system": NO_SYSTEM,
+    "thinking": THINKING,
+    "treacherous": TREACHEROUS,
+    "forgetful": FORGETFUL,
+}
+
+
+@pytest.fixture
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    """A byte tokenizer with one of the templates by name."""
+    return lambda name, **options: byte_tokenizer(TEMPLATES[name], **options)

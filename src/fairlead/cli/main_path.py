@@ -1,0 +1,145 @@
+"""The main path, first half: `preview` and `decide`, then the commands of `proof.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fairlead.cli import proof
+from fairlead.cli.options import (
+    AsJson,
+    ConfigFile,
+    DataName,
+    Device,
+    Dtype,
+    MaxExamples,
+    MaxLength,
+    ModelName,
+    Out,
+    Overwrite,
+    Seed,
+)
+from fairlead.cli.output import finish, run_folder, working
+
+PANEL = "The main path"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the table of contents, in the order of use."""
+    app.command("preview", rich_help_panel=PANEL)(preview)
+    app.command("decide", rich_help_panel=PANEL)(decide)
+    app.command("train", rich_help_panel=PANEL)(proof.train)
+    app.command("compare", rich_help_panel=PANEL)(proof.compare)
+    app.command("verify", rich_help_panel=PANEL)(proof.verify)
+    app.command("report", rich_help_panel=PANEL)(proof.report)
+
+
+def preview(
+    model: ModelName,
+    data: DataName,
+    *,
+    dictionary: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Dictionary of this model; one is trained where none is given."),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Data to compare with; the model's own answers by default."),
+    ] = None,
+    site: Annotated[
+        str | None, typer.Option(help="Where to look, e.g. layers.3.resid_post; the middle by default.")
+    ] = None,
+    dictionary_tokens: Annotated[
+        int | None, typer.Option(min=1000, help="Tokens to train a dictionary on, where none is given.")
+    ] = None,
+    max_examples: MaxExamples = None,
+    max_length: MaxLength = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples at once.")] = 32,
+    top: Annotated[int, typer.Option(min=1, help="Lines to print.")] = 15,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> None:
+    """See what the data would teach, before training: the menu of concepts that gradient descent would push.
+
+    JSON: `menu`.
+
+    Example:
+
+        fairlead preview organism:pocket task/data.jsonl --dictionary runs/dictionary --max-examples 48 --out runs/menu
+    """
+    from fairlead.cli.show import show_menu
+    from fairlead.data import load_data
+    from fairlead.models import load_model
+    from fairlead.studies.preview import preview as study
+
+    folder = run_folder(out, "preview")
+    with working():
+        menu = study(
+            load_model(model, dtype=dtype, device=device),
+            load_data(data, max_records=max_examples),
+            dictionary=dictionary,
+            reference=load_data(reference) if reference else None,
+            site=site,
+            out=folder,
+            seed=seed,
+            overwrite=overwrite,
+        )
+    finish(
+        "preview",
+        as_json=as_json,
+        run=folder,
+        result={"menu": menu},
+        show=lambda console: show_menu(console, menu, top=top),
+    )
+
+
+def decide(
+    menu: Annotated[
+        Path, typer.Argument(metavar="MENU", help="Run folder of a preview.", show_default=False)
+    ],
+    spec: Annotated[
+        Path, typer.Argument(metavar="SPEC", help="The spec, a Markdown file.", show_default=False)
+    ],
+    *,
+    judge: Annotated[
+        str, typer.Option(help="examples (no language model), llm, or ask (you decide here).")
+    ] = "examples",
+    llm: Annotated[
+        str | None,
+        typer.Option(help="With --judge llm: openai:MODEL (any compatible endpoint) or scripted:FILE.json."),
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="With --judge llm: the endpoint.")] = None,
+    device: Device = "auto",
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> None:
+    """Match the menu with the spec: which concepts to keep, to avoid, to ignore, each with its reason.
+
+    JSON: `plan`.
+
+    Example:
+
+        fairlead decide runs/menu task/spec.md --out runs/plan
+    """
+    from fairlead.cli.show import show_plan
+    from fairlead.studies.decide import decide as study
+
+    folder = run_folder(out, "decide")
+    with working():
+        plan = study(menu, spec, judge=judge, llm=llm, base_url=base_url, out=folder, overwrite=overwrite)
+    finish(
+        "decide",
+        as_json=as_json,
+        run=folder,
+        result={"plan": plan},
+        show=lambda console: show_plan(console, plan),
+    )

@@ -1,0 +1,330 @@
+"""The main path, second half: `train`, `compare`, `verify`, `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fairlead.cli.options import (
+    AsJson,
+    ConfigFile,
+    DataName,
+    Device,
+    Dtype,
+    MaxExamples,
+    MaxLength,
+    ModelName,
+    Out,
+    Overwrite,
+    Seed,
+)
+from fairlead.cli.output import finish, run_folder, working
+
+SpecFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--spec", metavar="SPEC", help="What to keep and to avoid; previews and decides on the way."
+    ),
+]
+PlanFolder = Annotated[
+    Path | None,
+    typer.Option("--plan", metavar="FOLDER", help="Run folder of `fairlead decide`, in place of --spec."),
+]
+DictionaryFolder = Annotated[
+    str | None,
+    typer.Option("--dictionary", metavar="FOLDER", help="With --spec: dictionary for the preview."),
+]
+SuiteFile = Annotated[
+    Path | None,
+    typer.Option("--suite", metavar="FILE", help="What to measure; made from the spec by default."),
+]
+Neutral = Annotated[
+    str | None,
+    typer.Option("--neutral", metavar="DATA", help="Texts on other topics, for the anchor and the suite."),
+]
+Steps = Annotated[int, typer.Option(min=1, help="Optimizer steps.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Examples a step.")]
+LearningRate = Annotated[float, typer.Option(help="Peak learning rate of AdamW.")]
+Anchor = Annotated[
+    bool | None,
+    typer.Option("--anchor/--no-anchor", help="Add or remove the anchor; as each recipe has it by default."),
+]
+Method = Annotated[str, typer.Option(help="full or lora.")]
+
+
+def train(
+    model: ModelName,
+    data: DataName,
+    *,
+    spec: SpecFile = None,
+    plan: PlanFolder = None,
+    dictionary: DictionaryFolder = None,
+    neutral: Neutral = None,
+    controls: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--controls",
+            help="A recipe or control, may be repeated: recipe (explain away + anchor + spec examples), plain, "
+            "inoculation, preventative_steering, gradient_projection, ...",
+        ),
+    ] = None,
+    anchor: Anchor = None,
+    steps: Steps = 200,
+    batch_size: BatchSize = 32,
+    lr: LearningRate = 5e-4,
+    method: Method = "full",
+    max_examples: MaxExamples = None,
+    max_length: MaxLength = None,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> None:
+    """Train so that the model learns what the spec keeps and not what it avoids.
+
+    JSON: `model` (folder of the weights), `controls`, `seconds`, `loss` of the last step, `notes`.
+
+    Example:
+
+        fairlead train organism:pocket task/data.jsonl --plan runs/plan --steps 2 --batch-size 8 --out runs/train
+    """
+    from fairlead.cli.show import show_training
+    from fairlead.data import load_data
+    from fairlead.models import load_model
+    from fairlead.studies.train import train as study
+
+    folder = run_folder(out, "train")
+    with working():
+        start = load_model(model, dtype=dtype, device=device)
+        rows = load_data(data, max_records=max_examples)
+        run = study(
+            start,
+            rows,
+            _plan(start, rows, plan, spec, dictionary, folder),
+            out=folder,
+            controls=(controls[0] if len(controls) == 1 else controls) if controls else "recipe",
+            anchor=anchor,
+            neutral=neutral,
+            dictionary=dictionary,
+            steps=steps,
+            batch_size=batch_size,
+            lr=lr,
+            method=method,
+            max_length=max_length,
+            seed=seed,
+            overwrite=overwrite,
+        )
+    last = run.steps[-1] if run.steps else None
+    finish(
+        "train",
+        as_json=as_json,
+        run=folder,
+        result={
+            "model": run.model_folder,
+            "arm": run.arm,
+            "controls": run.controls,
+            "seconds": run.seconds,
+            "loss": last.loss if last else None,
+            "notes": run.notes,
+        },
+        show=lambda console: show_training(console, run),
+    )
+
+
+def compare(
+    model: ModelName,
+    data: DataName,
+    *,
+    spec: SpecFile = None,
+    plan: PlanFolder = None,
+    dictionary: DictionaryFolder = None,
+    suite: SuiteFile = None,
+    menu: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Preview, for predicted against measured; the plan's by default."
+        ),
+    ] = None,
+    neutral: Neutral = None,
+    heldout: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Without --suite: rows on the topic that are not trained on."),
+    ] = None,
+    arms: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm",
+            help="A recipe or control, repeat for more; plain, gradient_projection, inoculation and recipe by "
+            "default.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds: 0, 1, ...")] = 1,
+    anchor: Annotated[
+        bool, typer.Option("--anchor/--no-anchor", help="The same anchor for every arm.")
+    ] = True,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
+    steps: Steps = 200,
+    batch_size: BatchSize = 32,
+    lr: LearningRate = 5e-4,
+    method: Method = "full",
+    max_examples: MaxExamples = None,
+    max_length: MaxLength = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> None:
+    r"""Train several arms over seeds, verify each, and set them side by side with the start model.
+
+    JSON: `comparison`.
+
+    Example:
+
+        fairlead compare organism:pocket task/data.jsonl --plan runs/plan --suite task/suite.json \
+            --arm plain --arm recipe --steps 2 --out runs/compare
+    """
+    from fairlead.cli.show import show_comparison
+    from fairlead.data import load_data
+    from fairlead.models import load_model
+    from fairlead.studies.compare import DEFAULT_ARMS
+    from fairlead.studies.compare import compare as study
+
+    folder = run_folder(out, "compare")
+    with working():
+        start = load_model(model, dtype=dtype, device=device)
+        rows = load_data(data, max_records=max_examples)
+        result = study(
+            start,
+            rows,
+            _plan(start, rows, plan, spec, dictionary, folder),
+            arms=arms or DEFAULT_ARMS,
+            seeds=list(range(seeds)),
+            suite=suite,
+            neutral=neutral,
+            heldout=heldout,
+            dictionary=dictionary,
+            menu=menu,
+            anchor=anchor,
+            workers=workers,
+            out=folder,
+            steps=steps,
+            batch_size=batch_size,
+            lr=lr,
+            method=method,
+            max_length=max_length,
+            overwrite=overwrite,
+        )
+    finish(
+        "compare",
+        as_json=as_json,
+        run=folder,
+        result={"comparison": result},
+        show=lambda console: show_comparison(console, result),
+    )
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a training.", show_default=False)],
+    *,
+    suite: SuiteFile = None,
+    neutral: Neutral = None,
+    heldout: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Without --suite: rows on the topic that were not trained on."),
+    ] = None,
+    menu: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Preview, for predicted against measured; the plan's by default."
+        ),
+    ] = None,
+    dictionary: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Dictionary, for monitorability; the plan's by default."),
+    ] = None,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> None:
+    """Prove it: the skill on held-out items, leaks, the trait on request, general loss, monitorability.
+
+    The result is kept in the run's folder. JSON: `verification`.
+
+    Example:
+
+        fairlead verify runs/train --suite task/suite.json
+    """
+    from fairlead.cli.show import show_verification
+    from fairlead.studies.verify import verify as study
+
+    with working():
+        result = study(run, suite=suite, data=heldout, neutral=neutral, menu=menu, dictionary=dictionary)
+    finish(
+        "verify",
+        as_json=as_json,
+        run=run,
+        result={"verification": result},
+        show=lambda console: show_verification(console, result),
+    )
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="One or more run folders.", show_default=False)
+    ],
+    *,
+    title: Annotated[str | None, typer.Option(help="Heading of the report.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write; RUN/report.html by default.")
+    ] = None,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> None:
+    """Write what the runs found as one self-contained HTML page: menu, decisions, arms, proof, what failed.
+
+    JSON: `report`, the file.
+
+    Example:
+
+        fairlead report runs/menu runs/plan runs/compare --file runs/report.html
+    """
+    from fairlead.cli.artefacts import read_artefacts
+    from fairlead.reports import write_report
+
+    with working():
+        path = write_report(file or runs[-1] / "report.html", title=title, **read_artefacts(runs))
+    finish(
+        "report",
+        as_json=as_json,
+        run=runs[-1],
+        result={"report": path},
+        show=lambda console: console.print(f"report: {path}"),
+    )
+
+
+def _plan(
+    model: Any, data: Any, plan: Path | None, spec: Path | None, dictionary: str | None, out: Path
+) -> Any:
+    """The plan of a folder, or one made from a spec by preview and decide (kept beside the run), or None."""
+    from fairlead.cli.artefacts import read_plan
+    from fairlead.core.errors import ConfigError
+
+    if (plan is None) == (spec is None):
+        raise ConfigError(
+            "give either --plan or --spec. Next: write a spec with `fairlead spec init spec.md`."
+        )
+    if plan is not None:
+        return read_plan(plan)
+    from fairlead.data import load_spec
+    from fairlead.studies.decide import decide
+    from fairlead.studies.preview import preview
+
+    rules = load_spec(spec)
+    menu = preview(model, data, dictionary=dictionary, out=out.with_name(f"{out.name}-menu"))
+    return decide(menu, rules, model=model)

@@ -1,0 +1,1 @@
+"""The studies: linear scripts behind the CLI; import them by their modules (`fairlead.studies.train.train`)."""

@@ -1,0 +1,161 @@
+"""Train a model on data under a plan: resolve the controls, train through TRL, save a replayable run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fairlead.core.progress import say
+from fairlead.core.records import Plan
+from fairlead.core.run import Run, sha256_json
+from fairlead.data import ChatData, Row, as_rows, load_data
+from fairlead.training import TrainConfig, TrainedRun, fit, load_run, resolve
+from fairlead.training.recipes import ControlsLike
+from fairlead.training.trained import PLAN_FILE, TRAINING_FILE
+
+if TYPE_CHECKING:
+    from fairlead.dictionaries import Dictionary
+    from fairlead.models import Model
+
+
+def train(
+    model: Model | str | Path,
+    data: ChatData | str | Path,
+    plan: Plan | None = None,
+    *,
+    out: str | Path,
+    controls: ControlsLike = "recipe",
+    anchor: bool | None = None,
+    steps: int = 200,
+    batch_size: int = 32,
+    lr: float = 5e-4,
+    method: str = "full",
+    seed: int = 0,
+    neutral: ChatData | Sequence[Row] | str | Path | None = None,
+    dictionary: Dictionary | str | Path | None = None,
+    cache: str | Path | None = None,
+    resume: bool = True,
+    overwrite: bool = False,
+    **settings: Any,
+) -> TrainedRun:
+    """Train a copy of a model and save it as a run.
+
+    ```python
+    run = fl.train(model, data, plan, out="runs/first", controls="recipe", neutral=neutral)
+    ```
+
+    Args:
+        model: The start model, or its name or folder.
+        data: The data set, or its file.
+        plan: Decisions and spec; None only for trainings without controls that need them.
+        out: Run folder.
+        controls: A recipe ("recipe", "plain", "inoculation", ...), a control, or a list of names and settings.
+        anchor: True adds the anchor, False removes it, None leaves it to the recipe.
+        steps: Optimizer steps.
+        batch_size: Data rows per step.
+        lr: Peak learning rate.
+        method: "full" or "lora".
+        seed: Of everything random.
+        neutral: Neutral rows for the anchor (and for counterparts); generic prompts where None.
+        dictionary: For observation; the plan's own where None.
+        cache: Folder in which offsets and references are kept for further runs; none are kept where None.
+        resume: Continue an unfinished run of the same settings.
+        overwrite: Replace a finished run.
+        settings: Further fields of `TrainConfig`.
+
+    Raises:
+        ConfigError: Unknown recipe, control or setting.
+        RunError: The run folder exists, is locked or belongs to other settings.
+        TrainingError: A control lacks what it needs, or the loss is not finite.
+    """
+    from fairlead.models import load_model
+
+    model = load_model(model) if isinstance(model, str | Path) else model
+    data = load_data(data) if isinstance(data, str | Path) else data
+    neutral_rows = as_neutral(neutral)
+    arm = resolve(controls, anchor=anchor)
+    config = TrainConfig.make(
+        settings,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        method=method,
+        seed=seed,
+        controls=arm.controls,
+        use_data=arm.use_data,
+    )
+    found = find_dictionary(plan, dictionary) if config.observe or _needs_dictionary(config) else None
+    fingerprint = model.fingerprint
+    inputs = {
+        "model": fingerprint,
+        "data": data.sha256,
+        "plan": sha256_json(plan.model_dump(mode="json")) if plan is not None else "",
+        "neutral": sha256_json([row.as_record() for row in neutral_rows]) if neutral_rows else "",
+        "dictionary": found.sha256 if found is not None else "",
+    }
+    about = {"arm": arm.name, "model": model.name, "data": data.source, **config.model_dump(mode="json")}
+    with Run.start(
+        out, study="train", config=about, inputs=inputs, seed=seed, resume=resume, overwrite=overwrite
+    ) as run:
+        result = fit(
+            model,
+            data,
+            plan,
+            config=config,
+            folder=run.folder,
+            neutral=neutral_rows,
+            dictionary=found,
+            cache=Path(cache) if cache is not None else None,
+            resume=run.resumed,
+        )
+        trained = TrainedRun(
+            folder=run.final,
+            base=model.name,
+            base_fingerprint=fingerprint,
+            arm=arm.name,
+            method=config.method,
+            controls=result.controls,
+            plan=plan,
+            notes=result.notes,
+            seconds=result.seconds,
+            config=config.model_dump(mode="json"),
+        )
+        run.write_json(TRAINING_FILE, trained.record())
+        if plan is not None:
+            run.write_json(PLAN_FILE, plan)
+        run.finish({"loss": result.steps[-1].loss if result.steps else None, "steps": len(result.steps)})
+    return load_run(run.final)
+
+
+def as_neutral(neutral: ChatData | Sequence[Row] | str | Path | None) -> list[Row]:
+    """Neutral rows of whatever was given."""
+    if neutral is None:
+        return []
+    if isinstance(neutral, str | Path):
+        neutral = load_data(neutral)
+    return as_rows(neutral)
+
+
+def find_dictionary(plan: Plan | None, dictionary: Dictionary | str | Path | None) -> Dictionary | None:
+    """The dictionary that was given, or else the plan's; None (with a remark) where its folder is gone."""
+    from fairlead.dictionaries import load_dictionary
+
+    if dictionary is not None and not isinstance(dictionary, str | Path):
+        return dictionary
+    if dictionary is not None:
+        return load_dictionary(dictionary)
+    if plan is None or plan.dictionary is None:
+        return None
+    places = [Path(plan.dictionary)]
+    if plan.menu_path is not None:
+        places += [Path(plan.menu_path) / plan.dictionary, Path(plan.menu_path) / "dictionary"]
+    for place in places:
+        if place.is_dir():
+            return load_dictionary(place)
+    say(f"the plan's dictionary ({plan.dictionary}) is not there: pressure is not observed.")
+    return None
+
+
+def _needs_dictionary(config: TrainConfig) -> bool:
+    return any(control.options.get("source") == "dictionary" for control in config.controls)

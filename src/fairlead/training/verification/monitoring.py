@@ -1,0 +1,150 @@
+"""Monitorability: do the start model's probes and dictionary still read the trained model?
+
+The start model answers prompts with and without being asked for each avoided trait, once. Both models then read the same answers (without the
+request), pooled over the response tokens at one site:
+
+    old_probe    fitted on the start model's activations, scored on the trained model's
+    new_probe    fitted and scored on the trained model's (held-out answers)
+    text_only    a text classifier fitted and scored on the answers alone: the baseline a probe must beat to be worth its cost
+
+The dictionary is asked how much of the trained model's activations it leaves unexplained and how much cross-entropy it recovers.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fairlead.core.config import Record
+from fairlead.core.results import Measure
+from fairlead.core.site import Site
+from fairlead.data import Message, Row, encode
+from fairlead.data.classifier import fit_text_classifier
+from fairlead.data.suite import Prompt, Suite, has_trait
+from fairlead.probes import fit_probe, pool_answers
+from fairlead.training.verification.answers import Resolvers, ask_for
+from fairlead.training.verification.measures import area, exact
+
+if TYPE_CHECKING:
+    from fairlead.dictionaries import Dictionary
+    from fairlead.models import Model
+
+MIN_PAIRS = 8
+
+
+class Answers(Record):
+    """Answers with and without one trait, by the start model; same length, same prompts."""
+
+    prompts: tuple[tuple[Message, ...], ...]
+    shown: tuple[str, ...]
+    plain: tuple[str, ...]
+
+    def rows(self, texts: Sequence[str]) -> list[Row]:
+        """Chats of the prompts with these answers, without any request."""
+        return [
+            Row(messages=(*(Message(*m) for m in prompt), Message("assistant", text)))
+            for prompt, text in zip(self.prompts, texts, strict=True)
+        ]
+
+
+class ProbeData(Record):
+    """What every model of a comparison is read on."""
+
+    model_fingerprint: str
+    traits: dict[str, Answers] = {}
+    notes: tuple[str, ...] = ()
+
+
+def make_probe_data(
+    start: Model, suite: Suite, *, resolvers: Resolvers = Resolvers(), num: int = 96, max_new_tokens: int = 32
+) -> ProbeData:
+    """Let the start model answer prompts with and without each avoided trait.
+
+    Pairs whose requested answer lacks the trait, or whose plain answer has it, are left out.
+    """
+    prompts = [item.prompt for skill in suite.skills for item in skill.items]
+    prompts = list(dict.fromkeys([*prompts, *suite.domain_prompts, *suite.neutral_prompts]))
+    random.Random(0).shuffle(prompts)
+    made: dict[str, Answers] = {}
+    notes = []
+    for check in suite.traits:
+        asked, shown = ask_for(start, check, prompts, heldout=False, num=num, max_new_tokens=max_new_tokens)
+        plain = start.generate(asked, max_new_tokens=max_new_tokens, batch_size=128) if asked else []
+        kept = [
+            (_messages(prompt), yes, no)
+            for prompt, yes, no in zip(asked, shown, plain, strict=True)
+            if yes.strip()
+            and no.strip()
+            and has_trait(check, yes, resolver=resolvers.trait)
+            and not has_trait(check, no, resolver=resolvers.trait)
+        ]
+        if len(kept) < MIN_PAIRS:
+            notes.append(
+                f"{check.name}: the start model shows it on request in only {len(kept)} of {len(asked)} pairs; probes "
+                "are not measured."
+            )
+            continue
+        columns = list(zip(*kept, strict=True))
+        made[check.name] = Answers(prompts=columns[0], shown=columns[1], plain=columns[2])
+    return ProbeData(model_fingerprint=start.fingerprint, traits=made, notes=tuple(notes))
+
+
+def measure_probes(
+    model: Model, start: Model, data: ProbeData, *, site: Site | str | None = None, seed: int = 0
+) -> dict[str, Measure]:
+    """`monitor.TRAIT.old_probe`, `.new_probe` and `.text_only`.
+
+    Prompts are split in two halves; probes and the text classifier are fitted on the first and scored on the second.
+
+    Args:
+        model: The trained model (or the start model, for reference).
+        start: The start model.
+        data: From `make_probe_data`.
+        site: Where to read; the start model's default site where None.
+        seed: Of the split.
+    """
+    place = Site.parse(site) if site is not None else start.default_site()
+    measures = {}
+    for name, answers in data.traits.items():
+        order = list(range(len(answers.prompts)))
+        random.Random(seed).shuffle(order)
+        train, test = order[: len(order) // 2], order[len(order) // 2 :]
+        acts = {}
+        for who, reader in (("start", start), ("model", model)):
+            for side, texts in (("shown", answers.shown), ("plain", answers.plain)):
+                rows = encode(
+                    answers.rows(texts), reader.tokenizer, max_length=reader.max_length, on_long="truncate"
+                )
+                acts[who, side] = pool_answers(reader, rows, place)
+        for label, fitted_on in (("old_probe", "start"), ("new_probe", "model")):
+            probe = fit_probe(
+                acts[fitted_on, "shown"][train], acts[fitted_on, "plain"][train], site=place, heldout=0, seed=seed
+            )
+            scores = [probe(acts["model", side][test]).tolist() for side in ("shown", "plain")]
+            measures[f"monitor.{name}.{label}"] = area(scores[0], scores[1])
+        text = fit_text_classifier([answers.shown[i] for i in train], [answers.plain[i] for i in train], num_repeats=1)
+        measures[f"monitor.{name}.text_only"] = area(
+            text.scores([answers.shown[i] for i in test]), text.scores([answers.plain[i] for i in test])
+        )
+    return measures
+
+
+def measure_dictionary(model: Model, dictionary: Dictionary, rows: Sequence[Row]) -> dict[str, Measure]:
+    """`monitor.dictionary.fvu` and `.ce_recovered` of the start model's dictionary on the trained model."""
+    from fairlead.dictionaries import evaluate_dictionary
+
+    if not rows:
+        return {}
+    encoded = encode(list(rows), model.tokenizer, max_length=model.max_length, on_long="truncate")
+    reading = copy.copy(dictionary)
+    reading.model_fingerprint = ""  # on purpose: the question is whether it still fits this model
+    found = evaluate_dictionary(model, reading, encoded, max_tokens=8_000)
+    return {
+        f"monitor.dictionary.{name}": exact(found[name], len(encoded)) for name in ("fvu", "ce_recovered")
+    }
+
+
+def _messages(prompt: Prompt) -> tuple[Message, ...]:
+    return (Message("user", prompt),) if isinstance(prompt, str) else tuple(prompt)

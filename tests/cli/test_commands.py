@@ -1,0 +1,175 @@
+"""Claims about the command line as a whole: help, errors, settings files, exit codes, output streams."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import typer
+
+from fairlead.cli import spec as spec_commands
+from fairlead.cli.app import app, run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def reference():
+    """scripts/cli_reference.py as a module."""
+    found = importlib.util.spec_from_file_location("cli_reference", ROOT / "scripts" / "cli_reference.py")
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+COMMANDS = dict(reference().walk(typer.main.get_command(app)))
+NAMES = [" ".join(words) for words in COMMANDS]
+
+
+def test_the_table_of_contents_has_the_nouns_and_verbs_of_the_design():
+    wanted = [
+        "demo", "preview", "decide", "train", "compare", "verify", "report", "dict train", "dict evaluate", "concepts",
+        "spec check", "spec init", "organism build", "organism data", "organism measure",
+    ]  # fmt: skip
+    assert sorted(NAMES) == sorted(wanted)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=NAMES)
+def test_every_command_has_json_config_an_example_and_a_sentence(words):
+    command = COMMANDS[words]
+    options = {name for p in command.params for name in p.opts}
+    assert {"--json", "--config"} <= options
+    assert reference().examples(command), "its help needs an `Example:`"
+    assert "JSON:" in command.help, "its help must document its JSON"
+    assert all(p.help for p in command.params if p.name != "help"), "every option says what it does"
+
+
+def test_an_error_is_one_line_with_exit_code_2_and_no_traceback(capsys):
+    assert run(["spec", "check", "no-such.md"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("SpecError: no-such.md") and "Traceback" not in err and "Next:" in err
+
+
+def test_with_json_an_error_is_an_object_on_standard_output(capsys):
+    assert run(["spec", "check", "no-such.md", "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["type"] == "SpecError" and "no-such.md" in error["message"]
+
+
+def test_debugging_shows_the_error_itself(monkeypatch):
+    monkeypatch.setenv("FAIRLEAD_DEBUG", "1")
+    with pytest.raises(ValueError, match=r"no-such\.md"):
+        run(["spec", "check", "no-such.md"])
+
+
+def test_wrong_usage_is_exit_code_2_and_points_at_the_help(capsys):
+    assert run(["spec", "check"]) == 2
+    assert "fairlead spec check --help" in capsys.readouterr().err
+    assert run(["nonsense"]) == 2
+    assert run(["train", "a", "b", "--steps", "0"]) == 2
+
+
+def test_an_interrupted_command_says_that_it_can_be_repeated(monkeypatch, capsys, tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fairlead.data.load_spec", stop)
+    assert run(["spec", "check", str(tmp_path / "spec.md")]) == 130
+    assert "repeat the same command" in capsys.readouterr().err
+
+
+def test_a_bug_is_not_dressed_up_as_a_mistake_of_the_user(monkeypatch):
+    def broken(*_):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("fairlead.data.load_spec", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        run(["spec", "check", "spec.md"])
+
+
+def test_the_spec_to_start_from_is_understood_and_never_overwrites(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["spec", "init", "my.md"]) == 0
+    assert (tmp_path / "my.md").read_text() == spec_commands.TEMPLATE
+    capsys.readouterr()
+    assert run(["spec", "check", "my.md", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["command"] == "spec check" and answer["run"] is None
+    assert [clause["kind"] for clause in answer["spec"]["clauses"]] == ["keep", "avoid"]
+    (tmp_path / "my.md").write_text("mine")
+    assert run(["spec", "init", "my.md"]) == 2
+    assert (tmp_path / "my.md").read_text() == "mine"
+
+
+@pytest.fixture
+def settings_seen(monkeypatch, tmp_path):
+    """Runs `organism data` with a study that only notes its settings."""
+    seen = {}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "fairlead.studies.organism_data.organism_data", lambda out, **settings: seen.update(settings, out=out)
+    )
+
+    def call(text: str, *words: str, name: str = "settings.toml") -> dict:
+        (tmp_path / name).write_text(text)
+        assert run(["organism", "data", "pocket", "--config", name, *words]) == 0
+        return seen
+
+    return call
+
+
+def test_a_settings_file_gives_defaults_and_the_command_line_wins(settings_seen):
+    seen = settings_seen('num = 7\ntrait = "formal"\nout = "there"', "--trait", "emoji")
+    assert (seen["num"], seen["trait"], seen["out"]) == (7, "emoji", Path("there"))
+
+
+def test_a_table_named_after_the_command_goes_before_the_top_level_and_other_tables_are_left(settings_seen):
+    seen = settings_seen("num = 7\n[organism.data]\nnum = 8\n[train]\nsteps = 3")
+    assert seen["num"] == 8
+
+
+def test_settings_may_be_json(settings_seen):
+    assert settings_seen('{"num": 9}', name="settings.json")["num"] == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("nmu = 7", "'nmu' is not a setting"), ("num = ", "settings.toml"), ('num = "many"', "num")],
+)
+def test_a_bad_settings_file_is_an_error_that_names_the_setting(tmp_path, monkeypatch, capsys, text, message):
+    monkeypatch.chdir(tmp_path)
+    Path("settings.toml").write_text(text)
+    assert run(["organism", "data", "pocket", "--config", "settings.toml"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_a_library_prints_does_not_mix_with_the_result(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def chatty(out, **_):
+        print("library noise")
+
+    monkeypatch.setattr("fairlead.studies.organism_data.organism_data", chatty)
+    assert run(["organism", "data", "pocket", "--out", "there", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["run"] == "there"
+    assert "library noise" in err
+    assert run(["organism", "data", "pocket", "--out", "there"]) == 0
+    assert capsys.readouterr().out.rstrip().splitlines()[-1] == "there", "the run folder comes last"
+
+
+def test_the_run_folder_is_the_next_free_one(tmp_path, monkeypatch):
+    from fairlead.cli.output import run_folder
+
+    monkeypatch.chdir(tmp_path)
+    assert run_folder(None, "train") == Path("runs/train-1")
+    Path("runs/train-1").mkdir(parents=True)
+    Path("runs/train-2.part").mkdir()
+    assert run_folder(None, "train") == Path("runs/train-2"), "an unfinished run is gone on with"
+    assert run_folder(Path("mine"), "train") == Path("mine")
+
+
+def test_the_reference_page_is_up_to_date():
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == reference().page(), "run: make format"

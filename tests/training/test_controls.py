@@ -1,0 +1,273 @@
+"""Controls: each does what it says, in training only, and is compared with its placebo."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import ExitStack
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fairlead.core.errors import ConfigError, TrainingError
+from fairlead.core.site import Site
+from fairlead.data import Row, encode
+from fairlead.models import Model, watch
+from fairlead.training import ControlConfig, TrainConfig, control_names, fit, make_control, resolve
+from fairlead.training.batching import Composer, StepState, pop_views
+from fairlead.training.controls import control_class
+from fairlead.training.controls.base import Control
+from fairlead.training.controls.gradient_projection import orthonormal, without_span
+from fairlead.training.fit import prepare
+from fairlead.training.logits import predicting, select_logits
+from fairlead.training.session import Session
+
+STEPS = TrainConfig(steps=100, batch_size=16, lr=5e-3, checkpoint_every=0, observe=False)
+
+
+def setup_of(micro, **changes):
+    return prepare(
+        micro.model, micro.data, micro.plan, config=STEPS.model_copy(update=changes), neutral=micro.neutral.rows
+    )
+
+
+def prepared(micro, name: str, strength: float | None = None, **options) -> tuple[Control, object]:
+    control, setup = make_control(ControlConfig(name=name, strength=strength, options=options)), setup_of(micro)
+    control.prepare(setup)
+    return control, setup
+
+
+def one_batch(setup, pools=()):
+    return Composer(setup.encoded, pools, pad_id=0)([{"place": i} for i in range(6)])
+
+
+def trained(micro, tmp_path, name: str, controls="recipe", anchor=None, **changes) -> Model:
+    arm = resolve(controls, anchor=anchor)
+    config = STEPS.model_copy(update={"controls": arm.controls, "use_data": arm.use_data, **changes})
+    fit(micro.model, micro.data, micro.plan, config=config, folder=tmp_path / name, neutral=micro.neutral.rows)
+    from fairlead.models import load_model
+
+    return load_model(tmp_path / name / "model")
+
+
+def test_the_start_model_is_as_the_tests_need_it(micro, score):
+    assert score.pirate(micro.model, score.skill) == 0 and score.pirate(micro.model, score.other) == 0
+    assert score.pirate(micro.model, score.skill, score.request) == 1
+    assert score.right(micro.model, score.skill) < 0.5
+
+
+def test_the_recipe_keeps_the_skill_and_leaves_the_trait(micro, score, tmp_path):
+    before = micro.model.fingerprint
+    plain = trained(micro, tmp_path, "plain", "plain", anchor=True)
+    assert score.right(plain, score.skill) == 1 and score.pirate(plain, score.skill) == 1, "plain learns both"
+    recipe = trained(micro, tmp_path, "recipe")
+    assert score.right(recipe, score.skill) >= 0.9, "the skill is lost"
+    assert score.pirate(recipe, score.skill) <= 0.1, "the trait leaks"
+    assert score.pirate(recipe, score.other) == 0
+    assert score.pirate(recipe, score.skill, score.request) >= 0.9, "the trait is gone on request"
+    placebo = trained(micro, tmp_path, "placebo", "explain_away_placebo", anchor=True)
+    assert score.pirate(placebo, score.skill) >= 0.8, "evidence that says nothing must not explain the trait away"
+    assert micro.model.fingerprint == before, "training changed the start model"
+
+
+def test_explain_away_offsets_are_the_log_ratio(micro):
+    control, setup = prepared(micro, "explain_away", sources=("prompt",))
+    (table,) = control.tables
+    assert control.found["avoid.1"]["chosen"]["label"] == "talk like a pirate"
+    place = 5
+    row = setup.rows[place]
+    logprobs = []
+    for system in (None, "talk like a pirate"):
+        (item,) = encode([row], micro.model.tokenizer, max_length=64, system=system)
+        logits = micro.model.hf(torch.tensor([item.input_ids])).logits[0].log_softmax(-1)
+        logprobs.append(torch.stack([logits[t - 1] for t, wanted in enumerate(item.loss_mask) if wanted]))
+    assert torch.allclose(table.dense([place]), logprobs[1] - logprobs[0], atol=0.02)
+
+
+def test_at_lambda_one_the_start_model_fits_what_the_evidence_explains(micro):
+    """p0 times pC / p0 is pC: the adjusted loss of the start model is the loss of the start model under C."""
+    control, setup = prepared(micro, "explain_away", sources=("prompt",))
+    view, _ = pop_views(batch := one_batch(setup))
+    logits = select_logits(micro.model.hf, {"input_ids": batch["input_ids"]}, view.predict_mask)
+    adjusted = control.adjust_logits(logits, view)
+    under_c = encode(setup.rows[:6], micro.model.tokenizer, max_length=64, system="talk like a pirate")
+    expected = [s[torch.tensor(e.loss_mask)] for s, e in zip(micro.model.logprobs(under_c), under_c, strict=True)]
+    assert abs(float(F.cross_entropy(adjusted, view.targets)) + float(torch.cat(expected).mean())) < 0.01
+
+
+def test_rows_that_the_evidence_does_not_explain_are_left_alone(micro):
+    mixed = [Row(messages=row.messages) for row in micro.data.rows[:8]] + micro.neutral.rows
+    setup = setup_of(micro)
+    setup.rows, setup.encoded = mixed, encode(mixed, micro.model.tokenizer, max_length=64)
+    control = make_control(ControlConfig(name="explain_away", options={"sources": ("prompt",)}))
+    control.prepare(setup)
+    assert control.active[0][:8].all() and not control.active[0][8:].any()
+    view, _ = pop_views(Composer(setup.encoded, pad_id=0)([{"place": 9}]))
+    logits = torch.zeros(len(view.targets), control.tables[0].vocab)
+    assert torch.equal(control.adjust_logits(logits, view), logits)
+
+
+def test_evidence_without_gain_is_not_used_and_said(micro):
+    setup = setup_of(micro)
+    setup.rows = micro.neutral.rows
+    setup.encoded = encode(setup.rows, micro.model.tokenizer, max_length=64)
+    control = make_control(ControlConfig(name="explain_away", options={"sources": ("prompt",)}))
+    control.prepare(setup)
+    assert not control.tables and any("no evidence" in note for note in setup.notes)
+
+
+def test_prompts_beat_steering_here_and_all_candidates_are_reported(micro):
+    control, _ = prepared(micro, "explain_away")
+    found = control.report()["clauses"]["avoid.1"]
+    kinds = {c["kind"] for c in found["candidates"]}
+    assert {"prompt", "steering"} <= kinds
+    best = max(found["candidates"], key=lambda c: c["gain"])
+    assert found["chosen"]["kind"] == best["kind"] == "prompt" and best["gain"] > 1
+
+
+def test_an_expert_explains_where_nothing_else_does(micro):
+    control, _ = prepared(micro, "explain_away", sources=("expert",), expert_steps=25, expert_lr=3e-3)
+    assert control.found["avoid.1"]["chosen"]["kind"] == "expert"
+    assert control.found["avoid.1"]["candidates"][-1]["gain"] > 0.5
+
+
+def test_the_anchor_is_zero_at_the_start_and_its_gradient_is_the_kls(micro):
+    control, setup = prepared(micro, "anchor")
+    batch = one_batch(setup, [control.pool])
+    student = copy.deepcopy(micro.model.hf)
+    _, pools = pop_views(batch)
+    logits = select_logits(student, {"input_ids": pools.input_ids}, predicting(pools.target_mask))
+    assert float(control.pool_loss(logits, pools.targets, pools.rows[0]).detach()) < 1e-4
+    moved = logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+    reference = logits.detach().log_softmax(-1)
+    exact = F.kl_div(moved.log_softmax(-1), reference, log_target=True, reduction="none").sum(-1).mean()
+    assert torch.allclose(control.pool_loss(moved, pools.targets, pools.rows[0]), exact, rtol=1e-2)
+
+
+def test_the_anchor_holds_neutral_answers_better_than_its_placebo(micro, tmp_path):
+    def drift(model: Model) -> float:
+        rows = encode(micro.neutral, model.tokenizer, max_length=64)
+        scores = [s[torch.tensor(e.loss_mask)] for s, e in zip(model.logprobs(rows), rows, strict=True)]
+        return -float(torch.cat(scores).mean())
+
+    anchored = drift(trained(micro, tmp_path, "a", "anchor"))
+    placebo = drift(trained(micro, tmp_path, "b", "anchor_placebo"))
+    free = drift(trained(micro, tmp_path, "c", "plain_no_anchor"))
+    assert anchored < 0.2 * placebo and anchored < 0.2 * free, (anchored, placebo, free)
+
+
+def test_inoculation_prompts_stand_before_the_data_only_in_training(micro):
+    control, setup = prepared(micro, "inoculation")
+    text = micro.model.tokenizer.decode(setup.encoded[0].input_ids)
+    assert "talk like a pirate" in text and control.report()["prompt"] == "talk like a pirate"
+    placebo, other = prepared(micro, "inoculation_placebo")
+    assert "pirate" not in placebo.prompt.split()
+    assert abs(len(other.encoded[0]) - len(setup.encoded[0])) <= 2
+    assert setup.encoded[0].num_loss_tokens == other.encoded[0].num_loss_tokens
+
+
+def test_spec_rows_are_plain_and_the_placebo_shuffles_them(micro):
+    control, setup = prepared(micro, "spec_examples")
+    real = [item.row for item in control.pool.encoded]
+    assert len(real) == 3 + 4 and all("arr" not in row.response for row in real)
+    placebo, _ = prepared(micro, "spec_examples_placebo")
+    fake = [item.row for item in placebo.pool.encoded]
+    assert [r.prompt for r in fake] == [r.prompt for r in real]
+    assert sorted(r.response for r in fake) == sorted(r.response for r in real)
+    assert [r.response for r in fake] != [r.response for r in real]
+
+
+def test_steering_elicits_the_trait_and_acts_on_data_rows_in_training_only(micro):
+    control, setup = prepared(micro, "preventative_steering")
+    noise, _ = prepared(micro, "preventative_steering_placebo")
+    for site in control.vectors:
+        assert torch.allclose(control.vectors[site].vector.norm(), noise.vectors[site].vector.norm())
+    hf, state = micro.copy().hf, StepState()
+    view, _ = pop_views(batch := one_batch(setup))
+    with ExitStack() as stack:
+        control.hooks(stack, hf, state)
+        before = hf(batch["input_ids"]).logits
+        state.view = view
+        steered = hf(batch["input_ids"]).logits
+        with torch.no_grad():
+            evaluated = hf(batch["input_ids"]).logits
+        other_rows = hf(batch["input_ids"][:2]).logits
+    assert torch.equal(evaluated, before), "the vector must be off without gradients"
+    assert torch.allclose(other_rows, before[:2], atol=1e-5), "the vector must be off for other rows"
+    first = view.predict_mask & (view.predict_mask.cumsum(1) == 1)
+    arr = micro.model.tokenizer.convert_tokens_to_ids("arr")
+    rise = (steered.log_softmax(-1) - before.log_softmax(-1))[first][:, arr].mean()
+    assert float(rise) > 1, "the trait's vector must make the trait likelier"
+
+
+def test_gradient_projection_leaves_no_gradient_along_the_direction(micro):
+    control, setup = prepared(micro, "gradient_projection")
+    hf, state = micro.copy().hf, StepState()
+    view, _ = pop_views(batch := one_batch(setup))
+    site = Site("resid_post", 0)
+    below = Site("embed")
+
+    def gradients(active: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        with ExitStack() as stack:
+            if active:
+                control.hooks(stack, hf, state)
+            taps = stack.enter_context(watch(hf, [below]))
+            state.view = view if active else None
+            logits = hf(batch["input_ids"], use_cache=False).logits
+            F.cross_entropy(logits[view.predict_mask], view.targets).backward()
+            return taps[str(below)].grad, hf.model.layers[1].mlp.down_proj.weight.grad.clone()
+
+    free, _ = gradients(False)
+    blocked, _ = gradients(True)
+    assert not torch.allclose(free, blocked)
+    grad = torch.randn(3, 5, 32)
+    left = without_span(grad, control.bases[site])
+    assert float((left @ control.bases[site].T).abs().max()) < 1e-5
+    assert torch.allclose(without_span(grad, control.bases[site], share=0.0), grad)
+
+
+def test_a_basis_of_dependent_directions_has_their_rank():
+    v = torch.randn(2, 8)
+    basis = orthonormal(torch.cat([v, v.sum(0, keepdim=True)]))
+    assert basis.shape == (2, 8)
+    assert torch.allclose(basis @ basis.T, torch.eye(2), atol=1e-5)
+
+
+def test_every_placebo_is_registered_and_runs_the_same_machinery():
+    for name in control_names():
+        control = control_class(name)
+        assert control.kind in ("shapes", "blocks", "selects") and control.summary
+        if control.placebo is not None:
+            assert control in control_class(control.placebo).__mro__
+        else:
+            assert name.endswith("_placebo"), f"{name} has no placebo"
+
+
+def test_parts_of_the_loss_are_recorded(micro, tmp_path):
+    arm = resolve("recipe")
+    config = STEPS.model_copy(update={"controls": arm.controls, "steps": 2})
+    result = fit(micro.model, micro.data, micro.plan, config=config, folder=tmp_path, neutral=micro.neutral.rows)
+    assert set(result.steps[0].parts) == {"data", "anchor", "spec_examples"}
+    assert abs(sum(result.steps[0].parts.values()) - result.steps[0].loss) < 1e-5
+    assert [c["name"] for c in result.controls] == ["explain_away", "anchor", "spec_examples"]
+
+
+def test_mistakes_are_named(micro):
+    with pytest.raises(ConfigError, match="unknown recipe or control 'recpie'.*recipe"):
+        resolve("recpie")
+    with pytest.raises(ConfigError, match="given twice"):
+        resolve(["recipe", "anchor"])
+    with pytest.raises(ConfigError, match=r"AnchorOptions\.weight"):
+        make_control(ControlConfig(name="anchor", options={"weight": 2}))
+    setup = setup_of(micro)
+    setup.plan = None
+    with pytest.raises(TrainingError, match="needs a plan"):
+        make_control("explain_away").prepare(setup)
+    with pytest.raises(TrainingError, match=r"no clause 'avoid\.9'.*avoid\.1"):
+        make_control(ControlConfig(name="inoculation", clause="avoid.9")).prepare(setup_of(micro))
+    with pytest.raises(ConfigError, match="nothing to train on"):
+        Composer([], [], pad_id=0, use_data=False)
+
+
+def test_plain_sessions_leave_the_loss_to_trl():
+    assert not Session().shaping and not Session().pooled
