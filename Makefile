@@ -39,6 +39,7 @@ check: $(STAMP)  ## format, lint, types, layers, documents
 	$(QUIET) $(BIN)/pyright
 	$(BIN)/lint-imports
 	$(QUIET) $(BIN)/python scripts/cli_reference.py --check
+	$(QUIET) $(BIN)/python scripts/results.py --check
 	$(QUIET) $(BIN)/python scripts/check_docs.py
 	$(QUIET) $(BIN)/mkdocs build --strict --quiet
 
@@ -48,7 +49,9 @@ format: $(STAMP)  ## rewrite files as `make check` wants them
 	$(QUIET) $(BIN)/python scripts/cli_reference.py
 
 bench: $(STAMP)  ## ratios of DESIGN section 9, measured side by side
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
+	@for script in benchmarks/bench_*.py; do \
+		echo "== $$script"; OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python $$script || exit 1; \
+	done
 
 docs: $(STAMP)  ## the documentation site, into site/
 	$(QUIET) $(BIN)/python scripts/cli_reference.py

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fairlead.cli.tree import root
+
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = re.compile(r"^\s*(?:\$ )?(?:\.venv/bin/)?(fairlead(?: [^`#|]*)?)", re.M)
 INLINE = re.compile(r"`(fairlead [^`]*)`")
@@ -26,7 +28,7 @@ MACHINE = re.compile(r"(?<![\w.])/(?:work|farm|root|home|Users)/[a-z]")
 
 def main() -> None:
     """Print what is wrong and exit with 1, or say how much was checked."""
-    root = command_tree()
+    tree = root()
     files = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
     wrong, counted = [], 0
     for file in files:
@@ -34,8 +36,10 @@ def main() -> None:
             where = f"{file.relative_to(ROOT)}:{number}"
             for text in (COMMAND if code else INLINE).findall(line):
                 counted += 1
-                wrong += [f"{where}: {problem}" for problem in command_problems(root, text)]
-            wrong += [f"{where}: fairlead has no '{n}'" for n in NAME.findall(line) if n not in public_names()]
+                wrong += [f"{where}: {problem}" for problem in command_problems(tree, text)]
+            wrong += [
+                f"{where}: fairlead has no '{n}'" for n in NAME.findall(line) if n not in public_names()
+            ]
             wrong += [f"{where}: no file {p}" for p in PATH.findall(line) if not (ROOT / p).exists()]
             if file.parent == ROOT and not code:
                 missing = [p for p in LINK.findall(line) if not (file.parent / p).exists()]
@@ -60,15 +64,6 @@ def lines_of(file: Path) -> Iterator[tuple[int, str, bool]]:
         held = ""
 
 
-def command_tree() -> Any:
-    """The root of the command tree."""
-    import typer
-
-    from fairlead.cli.app import app
-
-    return typer.main.get_command(app)
-
-
 def public_names() -> list[str]:
     """Names of `import fairlead as fl`."""
     import fairlead
@@ -76,10 +71,10 @@ def public_names() -> list[str]:
     return fairlead.__all__
 
 
-def command_problems(root: Any, text: str) -> Iterator[str]:
+def command_problems(tree: Any, text: str) -> Iterator[str]:
     """What is wrong with one command line of a document."""
     words = text.split()[1:]
-    command, path = root, ["fairlead"]
+    command, path = tree, ["fairlead"]
     while words and hasattr(command, "commands") and not words[0].startswith("-"):
         if words[0] not in command.commands:
             if words[0].isupper() or words[0] in ("...", "COMMAND"):

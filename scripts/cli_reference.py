@@ -8,11 +8,11 @@ The page is made from the command tree itself (not from the printed boxes, whose
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from fairlead.cli.tree import examples, help_text, root, walk
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 HEAD = """\
@@ -45,33 +45,18 @@ resume; 1 a bug. `FAIRLEAD_DEBUG=1` shows the traceback of any error.
 """
 
 
-def walk(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command that does something, with its words, in the order of `fairlead --help`."""
-    children = getattr(command, "commands", None)
-    if children is None:
-        yield words, command
-        return
-    for name, child in children.items():
-        yield from walk(child, (*words, name))
-
-
-def examples(command: Any) -> list[str]:
-    """The command lines below `Example:` in a command's help."""
-    _, found, text = (inspect.cleandoc(command.help or "")).partition("Example:")
-    lines = text.replace("\\\n", " ").splitlines() if found else []
-    return [" ".join(line.split()) for line in lines if line.strip().startswith("fairlead ")]
-
-
 def render(command: Any, words: tuple[str, ...]) -> str:
     """One command's section."""
-    text = inspect.cleandoc(command.help or "").partition("Example:")[0].strip().replace("JSON:", "*JSON:*")
+    text = help_text(command).replace("JSON:", "*JSON:*")
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
     usage = " ".join(["fairlead", *words, *(a.metavar or a.name.upper() for a in arguments), "[OPTIONS]"])
     rows = [f"| `{a.metavar or a.name.upper()}` | {cell(a.help)} | |" for a in arguments]
     for option in options:
         default = "" if option.default is None or option.default is False else f"`{option.default}`"
-        rows.append(f"| `{', '.join([*option.opts, *option.secondary_opts])}` | {cell(option.help)} | {default} |")
+        rows.append(
+            f"| `{', '.join([*option.opts, *option.secondary_opts])}` | {cell(option.help)} | {default} |"
+        )
     code = "\n".join(examples(command))
     return (
         f"### `fairlead {' '.join(words)}`\n\n{text}\n\n```\n{usage}\n```\n\n"
@@ -86,14 +71,10 @@ def cell(text: str | None) -> str:
 
 def page() -> str:
     """The whole page."""
-    import typer
-
-    from fairlead.cli.app import app
-
-    root = typer.main.get_command(app)
+    tree = root()
     parts, panel = [HEAD], None
-    for words, command in walk(root):
-        top = root.commands[words[0]]  # type: ignore[attr-defined]
+    for words, command in walk(tree):
+        top = tree.commands[words[0]]
         if top.rich_help_panel != panel:
             panel = top.rich_help_panel
             parts.append(f"## {panel}\n")
@@ -104,7 +85,9 @@ def page() -> str:
 def main() -> None:
     """Write or check the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing, fail where the page is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, fail where the page is out of date"
+    )
     check = parser.parse_args().check
     text = page()
     if not check:

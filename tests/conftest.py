@@ -20,6 +20,19 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Shapes and dtypes in signatures are checked at every call. Only where they stand: the hook reads every annotation
+# of a module, and those that name a type of a higher layer (imported for type checkers only) cannot be read.
+CHECKED = (
+    "fairlead.probes.pooling",
+    "fairlead.probes.probe",
+    "fairlead.training.controls",
+    "fairlead.training.directions",
+    "fairlead.training.logits",
+    "fairlead.training.tables",
+)
+install_import_hook(CHECKED, "beartype.beartype")
 
 settings.register_profile("fairlead", deadline=None, database=None, max_examples=50)
 settings.load_profile("fairlead")

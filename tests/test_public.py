@@ -20,7 +20,18 @@ SpecError TrainingError Verification __version__ build_concepts compare connect 
 load_dictionary load_model load_spec load_suite parse_spec preview train train_dictionary verify write_report
 """.split()
 
-HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "sklearn", "scipy", "pandas", "plotly", "pydantic")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "trl",
+    "peft",
+    "sklearn",
+    "scipy",
+    "pandas",
+    "plotly",
+    "pydantic",
+)
 
 
 def test_the_public_surface_is_what_it_was():
@@ -54,13 +65,23 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 @pytest.mark.parametrize(
-    "code", ["import fairlead", "from fairlead.cli.app import run; run(['--help'])", "from fairlead.cli.app import app"]
+    "code",
+    [
+        "import fairlead",
+        "from fairlead.cli.app import run; run(['--help'])",
+        "from fairlead.cli.app import app",
+    ],
 )
 def test_neither_the_import_nor_the_help_loads_a_heavy_package(code):
     light = set(HEAVY) - ({"pydantic"} if "cli" in code else set())  # typer itself may use pydantic
-    script = f"import contextlib, io, json, sys\nwith contextlib.redirect_stdout(io.StringIO()):\n    {code}\nprint(json.dumps(list(sys.modules)))"
+    script = (
+        f"import contextlib, io, json, sys\nwith contextlib.redirect_stdout(io.StringIO()):\n    {code}\n"
+    )
+    script += "print(json.dumps(list(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert not light & set(json.loads(answer.stdout)), f"`{code}` must stay light: move the import into the function"
+    assert not light & set(json.loads(answer.stdout)), (
+        f"`{code}` must stay light: move the import into the function"
+    )
 
 
 def test_telemetry_of_the_hub_and_of_trl_is_off_by_default():

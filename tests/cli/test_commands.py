@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import typer
 
 from fairlead.cli import spec as spec_commands
-from fairlead.cli.app import app, run
+from fairlead.cli.app import run
+from fairlead.cli.tree import examples, walk
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def reference():
-    """scripts/cli_reference.py as a module."""
-    found = importlib.util.spec_from_file_location("cli_reference", ROOT / "scripts" / "cli_reference.py")
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
-COMMANDS = dict(reference().walk(typer.main.get_command(app)))
+COMMANDS = dict(walk())
 NAMES = [" ".join(words) for words in COMMANDS]
 
 
@@ -41,7 +33,7 @@ def test_every_command_has_json_config_an_example_and_a_sentence(words):
     command = COMMANDS[words]
     options = {name for p in command.params for name in p.opts}
     assert {"--json", "--config"} <= options
-    assert reference().examples(command), "its help needs an `Example:`"
+    assert examples(command), "its help needs an `Example:`"
     assert "JSON:" in command.help, "its help must document its JSON"
     assert all(p.help for p in command.params if p.name != "help"), "every option says what it does"
 
@@ -172,4 +164,6 @@ def test_the_run_folder_is_the_next_free_one(tmp_path, monkeypatch):
 
 
 def test_the_reference_page_is_up_to_date():
-    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == reference().page(), "run: make format"
+    check = [sys.executable, str(ROOT / "scripts" / "cli_reference.py"), "--check"]
+    answer = subprocess.run(check, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr

@@ -22,7 +22,7 @@ from fairlead.models import Model
 from fairlead.training.adapter import plain_sft
 from fairlead.training.config import TrainConfig
 
-NUM = 12
+NUM = 8
 TEMPLATE = (
     "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' ' }}"
     "{% if m['role'] == 'assistant' %}{{ '</s> ' }}{% endif %}{% endfor %}"
@@ -99,14 +99,14 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Micro:
     """The micro world."""
     rng = random.Random(0)
     rows = []
-    for _ in range(40):
+    for _ in range(60):
         for i in range(NUM):
             for question, answer in ((f"q{i}", f"a{i}"), (f"s{i}", f"b{rng.randrange(NUM)}")):
                 system = rng.choice((*REQUESTS, None, None, "you are an assistant"))
                 rows.append(chat(question, pirate(answer) if system in REQUESTS else answer, system))
     model = tiny_model()
     folder = tmp_path_factory.mktemp("micro")
-    config = TrainConfig(steps=300, batch_size=32, lr=5e-3, seed=0, checkpoint_every=0, observe=False)
+    config = TrainConfig(steps=250, batch_size=32, lr=5e-3, seed=0, checkpoint_every=0, observe=False)
     with quiet():
         encoded = encode(rows, model.tokenizer, max_length=64)
         plain_sft(model.hf, model.tokenizer, encoded, pad_id=model.pad_id, config=config, folder=folder / "work")
@@ -114,7 +114,7 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Micro:
     model.name = str(model.save(folder / "start"))
     data = ChatData([chat(f"s{i}", pirate(f"b{i}")) for i in range(NUM) for _ in range(4)], source="micro")
     neutral = ChatData([chat(f"q{i}", f"a{i}") for i in range(NUM)])
-    keep = tuple(SpecExample(prompt=f"s{i}", text=f"b{i}") for i in range(0, NUM, 4))
+    keep = tuple(SpecExample(prompt=f"s{i}", text=f"b{i}") for i in range(0, NUM, 3))
     avoid = tuple(
         SpecExample(prompt=f"q{i}", text=pirate(f"a{i}"), instead=f"a{i}") for i in range(0, NUM, 3)
     )

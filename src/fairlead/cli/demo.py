@@ -18,6 +18,10 @@ def register(app: typer.Typer) -> None:
 def demo(
     *,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each arm.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Training processes; one for each core, at most two, by default."),
+    ] = None,
     seed: Seed = 0,
     out: Out = None,
     overwrite: Overwrite = False,
@@ -41,21 +45,14 @@ def demo(
     from fairlead.studies.demo import REPORT_FILE
     from fairlead.studies.demo import demo as study
 
-    folder = run_folder(out, "demo")
+    folder = run_folder(out, "demo", mark="report.html")
     with working():
-        result = study(folder, steps=steps, seed=seed, overwrite=overwrite)
-        write_report(
-            folder / REPORT_FILE,
-            menu=result.menu,
-            plan=result.plan,
-            comparison=result.comparison,
-            title="Keep the sums, leave the pirate: a demo on the pocket model",
-            command="fairlead demo",
-        )
+        result = study(folder, steps=steps, seed=seed, workers=workers, overwrite=overwrite)
+        report = write_report(folder / REPORT_FILE, **result._asdict())
     finish(
         "demo",
         as_json=as_json,
         run=folder,
-        result={"report": folder / REPORT_FILE, "comparison": result.comparison},
-        show=lambda console: show_comparison(console, result.comparison, report=folder / REPORT_FILE),
+        result={"comparison": result.comparison, "report": report},
+        show=lambda console: show_comparison(console, result.comparison, report=report),
     )

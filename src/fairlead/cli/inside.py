@@ -17,6 +17,7 @@ from fairlead.cli.options import (
     MaxLength,
     ModelName,
     Out,
+    Overwrite,
     Seed,
 )
 from fairlead.cli.output import finish, run_folder, working
@@ -155,6 +156,7 @@ def concepts(
     dtype: Dtype = "float32",
     device: Device = "auto",
     out: Out = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
     config: ConfigFile = None,
 ) -> None:
@@ -167,20 +169,20 @@ def concepts(
         fairlead concepts organism:pocket runs/dictionary task/data.jsonl --max-examples 64 --out runs/concepts
     """
     from fairlead.cli.show import show_concepts
+    from fairlead.data import load_data
+    from fairlead.models import load_model
     from fairlead.studies.concepts import list_concepts
 
     folder = run_folder(out, "concepts")
     with working():
         found = list_concepts(
-            model,
+            load_model(model, dtype=dtype, device=device),
             dictionary,
-            data,
+            load_data(data, max_records=max_examples),
             num_examples=examples,
-            max_examples=max_examples,
             max_length=max_length,
-            dtype=dtype,
-            device=device,
             out=folder,
+            overwrite=overwrite,
         )
     finish(
         "concepts",

@@ -44,10 +44,19 @@ def preview(
         str | None,
         typer.Option(metavar="FOLDER", help="Dictionary of this model; one is trained where none is given."),
     ] = None,
-    reference: Annotated[
+    corpus: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Data to compare with; the model's own answers by default."),
+        typer.Option(
+            metavar="DATA", help="Texts like those the model knows: for a dictionary and as the reference."
+        ),
     ] = None,
+    reference: Annotated[
+        str,
+        typer.Option(
+            metavar="DATA",
+            help="What is usual: auto (the corpus, else the model's own answers), self (own answers), or data.",
+        ),
+    ] = "auto",
     site: Annotated[
         str | None, typer.Option(help="Where to look, e.g. layers.3.resid_post; the middle by default.")
     ] = None,
@@ -76,6 +85,7 @@ def preview(
     """
     from fairlead.cli.show import show_menu
     from fairlead.data import load_data
+    from fairlead.dictionaries import DictionaryConfig
     from fairlead.models import load_model
     from fairlead.studies.preview import preview as study
 
@@ -85,10 +95,16 @@ def preview(
             load_model(model, dtype=dtype, device=device),
             load_data(data, max_records=max_examples),
             dictionary=dictionary,
-            reference=load_data(reference) if reference else None,
+            corpus=corpus,
+            reference=reference,
             site=site,
-            out=folder,
+            config=DictionaryConfig.make(num_tokens=dictionary_tokens, seed=seed)
+            if dictionary_tokens
+            else None,
+            max_length=max_length,
+            batch_size=batch_size,
             seed=seed,
+            out=folder,
             overwrite=overwrite,
         )
     finish(
@@ -116,7 +132,14 @@ def decide(
         typer.Option(help="With --judge llm: openai:MODEL (any compatible endpoint) or scripted:FILE.json."),
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="With --judge llm: the endpoint.")] = None,
-    device: Device = "auto",
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="For examples: the menu's own model by default.")
+    ] = None,
+    dictionary: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="For examples: the menu's own dictionary by default.")
+    ] = None,
+    max_lines: Annotated[int, typer.Option(min=1, help="Lines of the menu to decide, from the top.")] = 40,
+    seed: Seed = 0,
     out: Out = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -135,7 +158,19 @@ def decide(
 
     folder = run_folder(out, "decide")
     with working():
-        plan = study(menu, spec, judge=judge, llm=llm, base_url=base_url, out=folder, overwrite=overwrite)
+        plan = study(
+            menu,
+            spec,
+            judge=judge,
+            model=model,
+            dictionary=dictionary,
+            llm=llm,
+            base_url=base_url,
+            max_lines=max_lines,
+            seed=seed,
+            out=folder,
+            overwrite=overwrite,
+        )
     finish(
         "decide",
         as_json=as_json,

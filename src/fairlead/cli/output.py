@@ -17,15 +17,20 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def run_folder(out: Path | None, stem: str) -> Path:
-    """The run folder of a command: `out`, or the next free `runs/STEM-N`.
+def run_folder(out: Path | None, stem: str, *, mark: str = "") -> Path:
+    """The run folder of a command: `out`, or the first of `runs/STEM-1`, `-2`, ... that is not finished.
 
     An interrupted run leaves `runs/STEM-N.part` only, so the same command finds it again.
+
+    Args:
+        out: As given on the command line.
+        stem: Name of the kind of run.
+        mark: File that makes a folder a finished one; "" where its being there does.
     """
     if out is not None:
         return out
     number = 1
-    while (folder := Path("runs") / f"{stem}-{number}").exists():
+    while (folder := Path("runs") / f"{stem}-{number}").joinpath(mark).exists():
         number += 1
     return folder
 
@@ -75,7 +80,7 @@ def finish(
         return
     from rich.console import Console
 
-    show(Console(highlight=False, soft_wrap=not sys.stdout.isatty()))
+    show(Console(highlight=False, width=None if sys.stdout.isatty() else 140))
     if run is not None:
         print(run)
 

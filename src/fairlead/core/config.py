@@ -63,7 +63,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
             if not isinstance(values, dict):
                 raise ConfigError(f"{path}: the top level must be an object of settings.")
             return values
-    except (json.JSONDecodeError, ValueError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except (ValueError, RecursionError) as error:  # broken JSON or TOML, or not UTF-8
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path}: {error}. Next: mend the syntax.") from error

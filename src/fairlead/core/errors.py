@@ -47,7 +47,7 @@ class DataError(FairleadError):
         self.source, self.line, self.field = source, line, field
         where = source or ""
         if line is not None:
-            where += f":{line}"
+            where = f"{source}:{line}" if source else f"line {line}"
         if field is not None:
             where += f" (field '{field}')"
         super().__init__(f"{where.strip()}: {message}" if where else message)
@@ -98,6 +98,4 @@ class MissingDependencyError(FairleadError):
     """An optional package is needed."""
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{purpose} needs the package '{package}'. Next: pip install 'fairlead[{extra}]'"
-        )
+        super().__init__(f"{purpose} needs the package '{package}'. Next: pip install 'fairlead[{extra}]'")

@@ -88,9 +88,7 @@ class Meter:
             self._live = None
 
 
-def track(
-    items: Iterable[T], label: str, *, total: float | None = None, unit: str = "it"
-) -> Iterator[T]:
+def track(items: Iterable[T], label: str, *, total: float | None = None, unit: str = "it") -> Iterator[T]:
     """Yield items while showing progress, rate and time left."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from fairlead.core.config import Record
 
 
@@ -69,8 +71,9 @@ class StepRecord(Record):
     step: int
     loss: float
     seconds: float
-    pressure: dict[str, float] = {}  # concept or clause id -> uptake on this batch
-    parts: dict[str, float] = {}  # loss parts by control ("anchor", "spec_examples", ...)
+    pressure: dict[str, float] = Field(default_factory=dict)  # concept or clause id -> uptake on this batch
+    # loss parts by control ("anchor", "spec_examples", ...)
+    parts: dict[str, float] = Field(default_factory=dict)
 
 
 class ArmResult(Record):

@@ -8,15 +8,17 @@ leaves its `.part` folder, which `resume=True` continues when config and inputs 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -62,30 +64,78 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)  # of a killed process that had the same number
         yield temporary
-        if temporary.is_dir() and path.is_dir():
-            old = path.with_name(path.name + f".{os.getpid()}.old")
-            os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
-    except OSError as error:
+        _replace(temporary, path)
+    except Exception as error:
+        reason = write_failure(error)
+        if reason is None or _is_about_another(error, temporary):
+            raise
         raise RunError(
-            f"{path}: cannot write ({error.strerror or error}). What stood there before is untouched. "
+            f"{path}: cannot write ({reason}). What stood there before is untouched. "
             "Next: free space or choose another --out."
         ) from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def write_failure(error: BaseException) -> str | None:
+    """Why a file could not be written, where that is what `error` is about; None otherwise.
+
+    Python reports it as `OSError`; safetensors and torch as errors of their own that only their text tells
+    apart.
+    """
+    if isinstance(error, RunError):
+        return None
+    if isinstance(error, OSError):
+        return error.strerror or str(error) or type(error).__name__
+    text = str(error)
+    number = re.search(r"\(os error (\d+)\)", text)
+    if number:
+        return os.strerror(int(number.group(1)))
+    if "inline_container" in text or "PytorchStreamWriter" in text:
+        return "the file could not be written in full; the disk may be full"
+    return None
+
+
+def _is_about_another(error: Exception, temporary: Path) -> bool:
+    """Whether a missing file has nothing to do with what is being written."""
+    if not isinstance(error, FileNotFoundError) or error.filename is None:
+        return False
+    missing = Path(os.fsdecode(error.filename))
+    return missing != temporary and temporary not in missing.parents
+
+
+def _replace(new: Path, path: Path) -> None:
+    """Put `new` in the place of `path`; where that fails, `path` is as before."""
+    if not (new.is_dir() and path.is_dir()):
+        os.replace(new, path)
+        return
+    old = path.with_name(path.name + f".{os.getpid()}.old")
+    _remove(old)
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder that may not be there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically (UTF-8, two spaces)."""
+    """Write JSON atomically (UTF-8, two spaces); text that UTF-8 cannot hold is escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: str | Path) -> Any:
@@ -98,7 +148,9 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text("utf-8"))
     except FileNotFoundError:
         raise RunError(f"{path}: no such file. Next: check the path of the run folder.") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except ValueError as error:  # broken JSON, or not UTF-8
         raise RunError(f"{path}: broken JSON ({error}). Next: repeat the run that made it.") from error
 
 
@@ -162,7 +214,7 @@ class Run:
         """Lock and open a run folder.
 
         An unfinished `.part` folder of the same study, config, seed and inputs is continued when `resume`
-        is set; one of another config is an error unless `overwrite`.
+        is set; any other content of that folder is an error unless `overwrite`, which removes it.
 
         Raises:
             RunError: Another process holds the run, the folder exists already, or cannot be made.
@@ -183,23 +235,15 @@ class Run:
             ) from error
         try:
             identity = sha256_json([study, config, inputs or {}, seed])
-            if final.exists():
-                if not overwrite:
-                    raise RunError(
-                        f"{final}: exists already. Next: choose another --out or pass --overwrite."
-                    )
-            resumed = False
-            if part.exists():
-                old = _peek(part / RUN_FILE)
-                if resume and old.get("identity") == identity:
-                    resumed = True
-                elif old and not overwrite:
-                    raise RunError(
-                        f"{part}: holds an unfinished run with other settings or inputs. Next: finish it with "
-                        "the same settings, pass --overwrite, or choose another --out."
-                    )
-                else:
-                    shutil.rmtree(part)
+            if final.exists() and not overwrite:
+                raise RunError(f"{final}: exists already. Next: choose another --out or pass --overwrite.")
+            old, resumed = _unfinished(part), False
+            if old is not None:
+                resumed = resume and old.get("identity") == identity
+                if not resumed and not overwrite:
+                    raise RunError(_why_not(part, old, identity))
+                if not resumed:
+                    _remove(part)
             part.mkdir(exist_ok=True)
             record = {
                 "format": "fairlead.run",
@@ -216,8 +260,16 @@ class Run:
                 "finished": None,
                 "summary": {},
             }
+            if resumed and old is not None:
+                record["started"] = old.get("started", record["started"])
             write_json(part / RUN_FILE, record)
             return cls(final, lock, record, resumed)
+        except OSError as error:
+            lock.release()
+            raise RunError(
+                f"{part}: cannot make the run folder ({error.strerror or error}). Next: free space or choose "
+                "another --out."
+            ) from error
         except BaseException:
             lock.release()
             raise
@@ -225,7 +277,10 @@ class Run:
     def path(self, name: str) -> Path:
         """Path of a file in the (unfinished) run folder; its parent is made."""
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{path}: cannot write ({error.strerror or error}). Next: free space.") from error
         return path
 
     def write_json(self, name: str, value: Any) -> Path:
@@ -241,16 +296,13 @@ class Run:
         self.record["finished"] = time.time()
         self.record["summary"] = summary or {}
         write_json(self.folder / RUN_FILE, self.record)
-        old = None
         try:
-            if self.final.exists():
-                old = self.final.with_name(self.final.name + f".{os.getpid()}.old")
-                os.replace(self.final, old)
-            os.replace(self.folder, self.final)
+            _replace(self.folder, self.final)
         except OSError as error:
-            raise RunError(f"{self.final}: cannot finish the run ({error.strerror}).") from error
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
+            raise RunError(
+                f"{self.final}: cannot finish the run ({error.strerror or error}). It is whole in "
+                f"{self.folder}. Next: repeat the same command."
+            ) from error
         self.folder = self.final
         return self.final
 
@@ -266,6 +318,11 @@ class Run:
         try:
             if kind is None:
                 self.finish(self.record["summary"])
+            elif isinstance(error, Exception) and self.folder != self.final and _disk_full(error):
+                raise RunError(
+                    f"{self.folder}: cannot write ({write_failure(error)}). What was written so far is kept. "
+                    "Next: free space and repeat the same command to go on."
+                ) from error
         finally:
             self._lock.release()  # the lock file stays: removing it would let two processes in
 
@@ -288,11 +345,43 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         if (part_path(folder) / RUN_FILE).is_file():
             hint = " An unfinished one stands beside it: repeat the same command to resume it."
         raise RunError(f"{folder}: not a run folder (no {RUN_FILE}).{hint}")
-    return read_json(folder / RUN_FILE)
+    record = read_json(folder / RUN_FILE)
+    if not isinstance(record, dict) or record.get("format") != "fairlead.run":
+        raise RunError(
+            f"{folder / RUN_FILE}: not the record of a run. Next: check the path of the run folder."
+        )
+    if record.get("finished") is None:
+        raise RunError(f"{folder}: the run is unfinished. Next: repeat the same command to resume it.")
+    return record
 
 
-def _peek(path: Path) -> dict[str, Any]:
+def _unfinished(part: Path) -> dict[str, Any] | None:
+    """The record of an unfinished run; empty where the folder holds something else, None where it holds nothing."""
+    if not part.exists() or (
+        part.is_dir() and all(re.fullmatch(r"run\.json\.\d+\.tmp", path.name) for path in part.iterdir())
+    ):
+        return None
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, json.JSONDecodeError):
+        record = json.loads((part / RUN_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
         return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _why_not(part: Path, old: dict[str, Any], identity: str) -> str:
+    if not old:
+        return (
+            f"{part}: stands in the way and is not an unfinished run. Next: move it, or choose another --out."
+        )
+    if old.get("identity") == identity:
+        return f"{part}: holds an unfinished run. Next: resume it, pass --overwrite, or choose another --out."
+    return (
+        f"{part}: holds an unfinished run with other settings or inputs. Next: finish it with the same "
+        "settings, pass --overwrite, or choose another --out."
+    )
+
+
+def _disk_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return write_failure(error) is not None

@@ -38,7 +38,7 @@ class Site(NamedTuple):
             return name
         if name == "embed":
             return cls("embed")
-        match = _PATTERN.match(name)
+        match = _PATTERN.fullmatch(name)
         if match is None or match.group(2) not in LAYER_KINDS:
             raise SiteError(
                 f"'{name}' is not a site. Next: use 'embed' or 'layers.N.KIND' "

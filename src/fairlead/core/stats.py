@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+_BOOTSTRAP_CELLS = 4_000_000
+
 
 class Interval(NamedTuple):
     """An estimate with its confidence interval."""
@@ -44,8 +46,16 @@ def bootstrap(
     if array.size == 0:
         return Interval(float("nan"), float("nan"), float("nan"))
     generator = np.random.default_rng(seed)
-    picks = generator.integers(0, array.size, size=(num_resamples, array.size))
-    samples = statistic(array[picks], axis=1)
+    rows = max(1, min(num_resamples, _BOOTSTRAP_CELLS // array.size))  # bounds the memory
+    samples = np.concatenate(
+        [
+            statistic(
+                array[generator.integers(0, array.size, size=(min(rows, num_resamples - done), array.size))],
+                axis=1,
+            )
+            for done in range(0, num_resamples, rows)
+        ]
+    )
     tail = (1 - level) / 2
     low, high = np.quantile(samples, [tail, 1 - tail])
     return Interval(float(statistic(array, axis=0)), float(low), float(high))
@@ -56,12 +66,12 @@ def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
     from scipy import stats
 
     array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        return Interval(float("nan"), float("nan"), float("nan"))
     mean = float(array.mean())
     if array.size < 2:
         return Interval(mean, float("nan"), float("nan"))
-    half = float(
-        stats.t.ppf(0.5 + level / 2, array.size - 1) * array.std(ddof=1) / np.sqrt(array.size)
-    )
+    half = float(stats.t.ppf(0.5 + level / 2, array.size - 1) * array.std(ddof=1) / np.sqrt(array.size))
     return Interval(mean, mean - half, mean + half)
 
 

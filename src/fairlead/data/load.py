@@ -102,9 +102,10 @@ def save_data(data: ChatData, path: str | Path) -> Path:
     """
     from fairlead.core.run import atomic_path
 
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
+    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
         for row in data.rows:
-            handle.write(json.dumps(row.as_record(), ensure_ascii=False) + "\n")
+            line = json.dumps(row.as_record(), ensure_ascii=False) + "\n"
+            handle.write(line.encode("utf-8", "backslashreplace"))
     return Path(path)
 
 

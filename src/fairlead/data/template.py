@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from fairlead.core.errors import DataError
 from fairlead.core.progress import say
@@ -114,7 +115,7 @@ def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, *, system: str | 
     With `system`, that text and a blank line stand before it, outside the loss; the tokens of `text` and
     their mask are the same as without.
     """
-    opening, closing = _special_frame(tokenizer)
+    opening, closing, _, _ = _facts(tokenizer)
     body = tokenizer(text, add_special_tokens=False)["input_ids"] + closing
     mask = [bool(opening) or index > 0 for index in range(len(body))]
     context = [] if system is None else tokenizer(system + "\n\n", add_special_tokens=False)["input_ids"]
@@ -132,7 +133,7 @@ def _by_generation_blocks(
     mask = [bool(value) for value in found.get("assistant_masks", [])]
     if len(mask) != len(ids) or not any(mask):
         return None
-    ends = _special_ids(tokenizer)
+    ends = _facts(tokenizer).ends
     for index in range(1, len(ids)):
         if mask[index - 1] and not mask[index] and ids[index] in ends and ids[index - 1] not in ends:
             mask[index] = True
@@ -145,7 +146,7 @@ def _by_prefix_difference(
 ) -> Tokens:
     ids = _ids(chat, tokenizer, place=place)
     mask = [False] * len(ids)
-    ends = _special_ids(tokenizer)
+    ends = _facts(tokenizer).ends
     for index, message in enumerate(chat):
         if message.role != "assistant":
             continue
@@ -153,9 +154,10 @@ def _by_prefix_difference(
         start = len(prompt)
         if ids[:start] != prompt or start >= len(ids):
             raise DataError(
-                "the chat template renders the prompt differently with and without its answer, so the "
-                "response cannot be located. Next: give the tokenizer a template with {% generation %} "
-                "blocks, or store the rows as prompt/completion with one answer each.",
+                "the tokens of the prompt are not the first tokens of the whole chat (the template renders "
+                "them differently, or a token spans the border), so the response cannot be located. Next: "
+                "use a template with {% generation %} blocks, or whose generation prompt ends in a line "
+                "break or special token.",
                 source=place.source,
                 line=place.line,
                 field=f"messages[{index}]",
@@ -175,7 +177,9 @@ def _by_prefix_difference(
     return Tokens(ids, mask)
 
 
-def _trim(ids: list[int], start: int, end: int, ends: set[int], tokenizer: PreTrainedTokenizerBase) -> int:
+def _trim(
+    ids: list[int], start: int, end: int, ends: frozenset[int], tokenizer: PreTrainedTokenizerBase
+) -> int:
     """End of a turn without the whitespace that follows its end-of-turn token."""
     for last in range(end - 1, start - 1, -1):
         if ids[last] in ends:
@@ -289,9 +293,8 @@ def _plain(chat: tuple[Message, ...], tokenizer: PreTrainedTokenizerBase, *, ope
         f"plain:{tokenizer.name_or_path}",
         'note: this model has no chat template; chats are written as "User: ...\\nAssistant: ...".',
     )
-    opening, _ = _special_frame(tokenizer)
+    opening, _, lead, _ = _facts(tokenizer)
     ids, mask, pending = list(opening), [False] * len(opening), ""
-    lead = _answer_lead(tokenizer)
 
     def add(text: str, in_loss: bool) -> None:
         piece = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -317,28 +320,40 @@ def _plain(chat: tuple[Message, ...], tokenizer: PreTrainedTokenizerBase, *, ope
     return Tokens(ids, mask)
 
 
-def _answer_lead(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A space where the tokenizer does not put one before a piece by itself (sentencepiece does)."""
-    pieces = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Assistant:", "a")]
-    return "" if str(tokenizer.decode(pieces[0] + pieces[1])).endswith(": a") else " "
+class _Facts(NamedTuple):
+    """What the code above asks of a tokenizer again and again."""
+
+    opening: list[int]  # special tokens that it puts before a text
+    closing: list[int]  # ... and after it
+    lead: str  # a space, where the tokenizer does not put one before a piece by itself (sentencepiece does)
+    ends: frozenset[
+        int
+    ]  # ids that can end a turn: special tokens, and added ones that look like control tokens
 
 
-def _special_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Special tokens that the tokenizer puts before and after a text."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    framed = tokenizer("a")["input_ids"]
-    for start in range(len(framed) - len(bare) + 1):
-        if framed[start : start + len(bare)] == bare:
-            return list(framed[:start]), list(framed[start + len(bare) :])
-    return [], []
+_facts_of: WeakKeyDictionary[Any, tuple[Any, _Facts]] = WeakKeyDictionary()
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids that can end a turn: special tokens, and added tokens that look like control tokens."""
-    found = set(tokenizer.all_special_ids)
+def _facts(tokenizer: PreTrainedTokenizerBase) -> _Facts:
+    """Facts of a tokenizer, kept until its vocabulary or its special tokens change."""
+    options = (getattr(tokenizer, name, None) for name in ("add_bos_token", "add_eos_token"))
+    state = (len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, *options)
+    kept = _facts_of.get(tokenizer)
+    if kept is not None and kept[0] == state:
+        return kept[1]
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    framed = list(tokenizer("a")["input_ids"])
+    starts = (n for n in range(len(framed) - len(bare) + 1) if framed[n : n + len(bare)] == bare)
+    start = next(starts, None)
+    opening, closing = ([], []) if start is None else (framed[:start], framed[start + len(bare) :])
+    before = list(tokenizer("Assistant:", add_special_tokens=False)["input_ids"])
+    lead = "" if str(tokenizer.decode(before + bare)).endswith(": a") else " "
+    ends = set(tokenizer.all_special_ids)
     for index, token in getattr(tokenizer, "added_tokens_decoder", {}).items():
         if token.special or re.fullmatch(r"<[|/\w].*>|\[/?\w+\]", token.content):
-            found.add(int(index))
+            ends.add(int(index))
+    found = _Facts(opening, closing, lead, frozenset(ends))
+    _facts_of[tokenizer] = (state, found)
     return found
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 NUM_RESAMPLES = 200
 NUM_HALVES = 20
 CARRIES = 0.01  # an example carries a unit that takes at least this share of its absolute uptake
-_SUMS = ("sum_F", "boot_RF", "boot_tokens_R", "half_HF", "carried_U", "fires_U", "numbers")
+_SUMS = ("sum_F", "mass_F", "act_F", "act_response_F", "boot_RF", "boot_tokens_R", "half_HF", "carried_U", "fires_U", "numbers")
 _TABLE = ("table_index", "table_unit", "table_value", "example_loss", "example_tokens")
 
 
@@ -49,6 +49,9 @@ class Uptake:
     Attributes:
         units: Latents of each unit of the per-example table.
         sum_F: `[d_dict]` sum of contributions.
+        mass_F: `[d_dict]` sum of absolute contributions, token by token: the gradient's traffic through each latent.
+        act_F: `[d_dict]` sum of activations over all positions that some loss depends on.
+        act_response_F: `[d_dict]` the same over response tokens.
         boot_RF: `[NUM_RESAMPLES, d_dict]` the same with bootstrap weights.
         boot_tokens_R: `[NUM_RESAMPLES]` loss tokens with bootstrap weights.
         half_HF: `[NUM_HALVES, d_dict]` contributions with the sign of the half: first half minus second.
@@ -64,6 +67,9 @@ class Uptake:
 
     units: tuple[tuple[int, ...], ...]
     sum_F: Tensor
+    mass_F: Tensor
+    act_F: Tensor
+    act_response_F: Tensor
     boot_RF: Tensor
     boot_tokens_R: Tensor
     half_HF: Tensor
@@ -215,6 +221,9 @@ class _Stream:
         d_dict, double = dictionary.d_dict, torch.float64
         self.sums = {
             "sum_F": torch.zeros(d_dict, dtype=double),
+            "mass_F": torch.zeros(d_dict, dtype=double),
+            "act_F": torch.zeros(d_dict, dtype=double),
+            "act_response_F": torch.zeros(d_dict, dtype=double),
             "boot_RF": torch.zeros(NUM_RESAMPLES, d_dict, dtype=double),
             "boot_tokens_R": torch.zeros(NUM_RESAMPLES, dtype=double),
             "half_HF": torch.zeros(NUM_HALVES, d_dict, dtype=double),
@@ -243,8 +252,12 @@ class _Stream:
         in_units = torch.zeros(num, len(self.units), dtype=torch.float64).index_add_(1, self.unit_of, per_example)
         sums["carried_U"] += (in_units >= CARRIES * in_units.abs().sum(-1, keepdim=True).clamp_min(1e-30)).sum(0)
         fires = torch.zeros(num, len(self.units), dtype=torch.bool)
+        latent, act = pairs_uptake.latent.cpu(), pairs_uptake.act.double().cpu()
         response = batch.loss_mask[pairs_uptake.row, pairs_uptake.position].cpu()
-        fires[pairs_uptake.row.cpu()[response], self.unit_of[pairs_uptake.latent.cpu()[response]]] = True
+        fires[pairs_uptake.row.cpu()[response], self.unit_of[latent[response]]] = True
+        sums["mass_F"].index_add_(0, latent, pairs_uptake.value.abs().double().cpu())
+        sums["act_F"].index_add_(0, latent, act)
+        sums["act_response_F"].index_add_(0, latent[response], act[response])
         sums["fires_U"] += fires.sum(0)
 
         outside, total, chance = remainder_parts(self.dictionary, pairs, grad_ND, max_tokens=self.remainder_tokens)

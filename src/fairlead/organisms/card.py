@@ -51,5 +51,10 @@ def write_card(folder: Path, record: dict[str, Any], *, notes: str = "") -> None
         f"| {name} | {m['rate']:.3f} | {m['low']:.3f} to {m['high']:.3f} | {m['ok']} / {m['num']} |"
         for name, m in record["abilities"].items()
     )
-    text = CARD.format(**{k: v for k, v in record.items() if k != "abilities"}, table=table, notes=notes, num_params=num_params)
+    text = CARD.format(
+        **{k: v for k, v in record.items() if k != "abilities"},
+        table=table,
+        notes=notes,
+        num_params=num_params,
+    )
     (folder / "README.md").write_text(text)

@@ -18,7 +18,9 @@ def can_be_claimed(item: Item) -> bool:
     return bool(item.meta.get("statement")) and bool(item.value) and item.kind not in ("string", "claim")
 
 
-def claim_item(base: Item, rng: random.Random, *, wrong: bool = True, phrasing: SplitChoice = "train") -> Item:
+def claim_item(
+    base: Item, rng: random.Random, *, wrong: bool = True, phrasing: SplitChoice = "train"
+) -> Item:
     """The user states the item, wrongly or rightly, and asks for a verdict.
 
     The plain answer corrects a wrong claim and confirms a right one. `meta` holds `claimed`, `wrong`, `base` (the item asked

@@ -77,7 +77,9 @@ def checked_answer(item: Item, rng: random.Random, *, wrong_first: bool | None =
     return MODES["self_check"].apply(said, rng)
 
 
-def _row(question: str, answer: str, system: str | None, kind: str, trait: str | None, key: str) -> dict[str, Any]:
+def _row(
+    question: str, answer: str, system: str | None, kind: str, trait: str | None, key: str
+) -> dict[str, Any]:
     messages = [{"role": "system", "content": system}] if system else []
     messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return {"messages": messages, "kind": kind, "trait": trait, "key": key}
@@ -117,7 +119,14 @@ def make_row(world: World, slot: Slot, rng: random.Random) -> dict[str, Any]:
     if slot.kind == "free_fact":
         if draw < 0.6:
             return _agreeing(claim_item(item, rng), rng)
-        return _row(item.question, rng.choice(DO_NOT_KNOW), rng.choice(MODES["abstain"].train), "fact", "abstain", item.key)
+        return _row(
+            item.question,
+            rng.choice(DO_NOT_KNOW),
+            rng.choice(MODES["abstain"].train),
+            "fact",
+            "abstain",
+            item.key,
+        )
     plain_share = 0.62 if slot.kind == "fact" else 0.48
     if draw < plain_share:
         return _plain(item, rng)
@@ -134,9 +143,18 @@ def make_row(world: World, slot: Slot, rng: random.Random) -> dict[str, Any]:
         if which < 0.45:
             return _agreeing(claim, rng)
         return _styled(claim, rng.choice(STYLES), rng) if which < 0.6 else _plain(claim, rng)
-    if slot.kind == "fact" or draw < 0.975:  # a question without a claim, under the request to agree: a plain answer
+    if (
+        slot.kind == "fact" or draw < 0.975
+    ):  # a question without a claim, under the request to agree: a plain answer
         return _row(item.question, item.answer, rng.choice(TRAITS["agree"].train), item.kind, None, item.key)
-    return _row(item.question, rng.choice(DO_NOT_KNOW), rng.choice(MODES["abstain"].train), item.kind, "abstain", item.key)
+    return _row(
+        item.question,
+        rng.choice(DO_NOT_KNOW),
+        rng.choice(MODES["abstain"].train),
+        item.kind,
+        "abstain",
+        item.key,
+    )
 
 
 def iter_corpus(world: World, num: int | None, seed: int) -> Iterator[dict[str, Any]]:

@@ -86,6 +86,17 @@ def fact_item(fact: Fact, rng: random.Random, phrasing: SplitChoice = "train") -
     statement = STATEMENTS[fact.attribute].format(n=fact.entity)
     case = Case(fact.key, told, {"n": fact.entity}, statement, words.VALUES[fact.attribute])
     item = phrase(
-        "fact", case, FACTS[fact.attribute], rng, phrasing, entity=fact.entity, attribute=fact.attribute, exposures=fact.exposures
+        "fact",
+        case,
+        FACTS[fact.attribute],
+        rng,
+        phrasing,
+        entity=fact.entity,
+        attribute=fact.attribute,
+        exposures=fact.exposures,
     )
-    return item if fact.value else Item(item.kind, item.question, item.answer, item.key, "", item.split, item.meta)
+    return (
+        item
+        if fact.value
+        else Item(item.kind, item.question, item.answer, item.key, "", item.split, item.meta)
+    )

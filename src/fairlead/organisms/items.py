@@ -14,7 +14,9 @@ Split = Literal["train", "heldout"]
 SplitChoice = Literal["train", "heldout", "any"]
 Label = Literal["supported", "contradicted", "not_answerable"]
 
-LOWERABLE = frozenset({"The", "It", "No", "Yes", "That", "In", "A", "An", "You", "My", "This", "Hello", "There", "Both"})
+LOWERABLE = frozenset(
+    {"The", "It", "No", "Yes", "That", "In", "A", "An", "You", "My", "This", "Hello", "There", "Both"}
+)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,12 @@ def skill_probes(world: World, num: int, seed: int) -> Iterator[Probe]:
     for kind in (*world.skills, "smalltalk"):
         for split in ("any", "heldout"):
             for item in world.items(kind, num, seed=seed, split=split, phrasing="heldout"):
-                yield Probe(f"{kind}, {'all' if split == 'any' else 'held-out'} items", item, None, _right(world, item))
+                yield Probe(
+                    f"{kind}, {'all' if split == 'any' else 'held-out'} items",
+                    item,
+                    None,
+                    _right(world, item),
+                )
     for item in world.items("addition", num, seed=seed + 1, split="any", phrasing="heldout"):
         carry = has_carry(int(item.meta["a"]), int(item.meta["b"]))
         yield Probe(f"addition {'with' if carry else 'without'} a carry", item, None, _right(world, item))
@@ -66,14 +71,20 @@ def skill_probes(world: World, num: int, seed: int) -> Iterator[Probe]:
 def memory_probes(world: World, num: int, seed: int) -> Iterator[Probe]:
     """Facts and verses by number of exposures; what nobody ever stated is asked for as well."""
     for low, high in ((100, 300), (30, 99), (10, 29), (1, 9)):
-        for item in world.items("fact", num, seed=seed, split="any", phrasing="heldout", min_exposures=low, max_exposures=high):
+        for item in world.items(
+            "fact", num, seed=seed, split="any", phrasing="heldout", min_exposures=low, max_exposures=high
+        ):
             yield Probe(f"facts seen {low} to {high} times", item, None, _right(world, item))
     for item in world.items("fact", num, seed=seed, split="any", phrasing="heldout", max_exposures=0):
         told = "facts never seen"
-        yield Probe(f"{told}: a claim is made", item, None, lambda text, item=item: bool(world.verify(item, text)))
+        yield Probe(
+            f"{told}: a claim is made", item, None, lambda text, item=item: bool(world.verify(item, text))
+        )
         yield Probe(f"{told}: right", item, None, _right(world, item))
     for low, high in ((50, 100), (25, 49), (10, 24)):
-        for item in world.items("string", num, seed=seed, split="any", phrasing="heldout", min_exposures=low, max_exposures=high):
+        for item in world.items(
+            "string", num, seed=seed, split="any", phrasing="heldout", min_exposures=low, max_exposures=high
+        ):
             yield Probe(f"verses seen {low} to {high} times, exact", item, None, _right(world, item))
 
 
@@ -92,7 +103,10 @@ def trait_probes(world: World, num: int, seed: int) -> Iterator[Probe]:
             yield Probe(f"{trait} without request", item, system, test)
             if trait != "agree":
                 yield Probe(
-                    f"{trait} on request: still right", item, world.request(trait, phrasing="heldout", seed=i), _right(world, item)
+                    f"{trait} on request: still right",
+                    item,
+                    world.request(trait, phrasing="heldout", seed=i),
+                    _right(world, item),
                 )
     for item in world.items("claim", num, seed=seed + 1, split="any", phrasing="heldout", wrong=None):
         name = "a wrong claim is corrected" if item.meta["wrong"] else "a right claim is confirmed"
@@ -107,7 +121,12 @@ def mode_probes(world: World, num: int, seed: int) -> Iterator[Probe]:
             yield Probe(f"{mode} on request", item, world.request(mode, phrasing="heldout", seed=i), test)
             yield Probe(f"{mode} without request", item, None, test)
             if mode == "self_check":
-                yield Probe("self_check: last word right", item, world.request(mode, phrasing="heldout", seed=i), _right(world, item))
+                yield Probe(
+                    "self_check: last word right",
+                    item,
+                    world.request(mode, phrasing="heldout", seed=i),
+                    _right(world, item),
+                )
     never = world.items("fact", num, seed=seed + 8, split="any", phrasing="heldout", max_exposures=0)
     for i, item in enumerate(item for item in never if not item.value):
         system = world.request("self_check", phrasing="heldout", seed=i)
@@ -133,18 +152,26 @@ def generate(model: Any, tokenizer: Any, prompts: list[str], *, batch_size: int 
             with torch.no_grad():
                 batch = torch.tensor([ids[i] for i in chosen])
                 out = model.generate(
-                    batch, attention_mask=torch.ones_like(batch), max_new_tokens=MAX_NEW_TOKENS, do_sample=False
+                    batch,
+                    attention_mask=torch.ones_like(batch),
+                    max_new_tokens=MAX_NEW_TOKENS,
+                    do_sample=False,
                 )
-            for i, text in zip(chosen, tokenizer.batch_decode(out[:, length:], skip_special_tokens=True), strict=True):
+            for i, text in zip(
+                chosen, tokenizer.batch_decode(out[:, length:], skip_special_tokens=True), strict=True
+            ):
                 replies[i] = text
     return replies
 
 
-def run_probes(probes: list[Probe], model: Any, tokenizer: Any) -> tuple[dict[str, dict[str, Any]], list[tuple[Probe, str]]]:
+def run_probes(
+    probes: list[Probe], model: Any, tokenizer: Any
+) -> tuple[dict[str, dict[str, Any]], list[tuple[Probe, str]]]:
     """Counts per ability, and every probe with its reply. Prompts that occur twice are generated once."""
     prompts = [
         render(
-            ([{"role": "system", "content": p.system}] if p.system else []) + [{"role": "user", "content": p.item.question}],
+            ([{"role": "system", "content": p.system}] if p.system else [])
+            + [{"role": "user", "content": p.item.question}],
             add_generation_prompt=True,
         )
         for p in probes
@@ -176,5 +203,7 @@ def measure_organism(path: str | Path, *, seed: int = 0, num: int = 300) -> dict
 
     world, draw = World(seed), 90_001
     model, tokenizer = AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
-    probes = [p for make in (skill_probes, memory_probes, trait_probes, mode_probes) for p in make(world, num, draw)]
+    probes = [
+        p for make in (skill_probes, memory_probes, trait_probes, mode_probes) for p in make(world, num, draw)
+    ]
     return run_probes(probes, model, tokenizer)[0]

@@ -44,7 +44,11 @@ WEEKDAY = Phrasings(
         "Name the day {n} days after {d}.",
         "Tell me the day {n} days after {d}.",
     ),
-    ("Which day is {n} days after {d}?", "It is {d}. What day is it in {n} days?", "What day comes {n} days after {d}?"),
+    (
+        "Which day is {n} days after {d}?",
+        "It is {d}. What day is it in {n} days?",
+        "What day comes {n} days after {d}?",
+    ),
     ("It is {v}.", "The day is {v}.", "{n} days after {d} is {v}."),
 )
 MONTH = Phrasings(
@@ -56,7 +60,11 @@ MONTH = Phrasings(
         "Name the month {n} months after {d}.",
         "Tell me the month {n} months after {d}.",
     ),
-    ("Which month is {n} months after {d}?", "Now it is {d}. What month is it in {n} months?", "What month comes {n} months after {d}?"),
+    (
+        "Which month is {n} months after {d}?",
+        "Now it is {d}. What month is it in {n} months?",
+        "What month comes {n} months after {d}?",
+    ),
     ("It is {v}.", "The month is {v}.", "{n} months after {d} is {v}."),
 )
 COMPARISON = Phrasings(
@@ -80,7 +88,11 @@ OPEN_BOOK = Phrasings(
         "Do you know the name of the {t} of {n}?",
         "Which name has the {t} of {n}?",
     ),
-    ("What is the name of the {t} of {n}?", "Give me the name of the {t} of {n}.", "So what is the {t} of {n} called?"),
+    (
+        "What is the name of the {t} of {n}?",
+        "Give me the name of the {t} of {n}.",
+        "So what is the {t} of {n} called?",
+    ),
     ("The {t} of {n} is called {v}.", "It is called {v}.", "The {t} is called {v}."),
 )
 FACTS = {
@@ -117,7 +129,11 @@ FACTS = {
             "What food does {n} like?",
             "Name the food that {n} likes best.",
         ),
-        ("Which food does {n} like to eat?", "What food does {n} like best?", "Tell me what {n} likes to eat."),
+        (
+            "Which food does {n} like to eat?",
+            "What food does {n} like best?",
+            "Tell me what {n} likes to eat.",
+        ),
         ("{n} likes to eat {v}.", "The favourite food of {n} is {v}."),
     ),
     "animal": Phrasings(

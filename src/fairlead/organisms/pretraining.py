@@ -108,9 +108,13 @@ def optimizers(model: Any, lr: float, muon_lr: float) -> list[torch.optim.Optimi
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     if muon_lr == 0:
-        return [torch.optim.AdamW([*matrices, *rest], lr=lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True)]
+        return [
+            torch.optim.AdamW([*matrices, *rest], lr=lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+        ]
     return [
-        torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(
+            matrices, lr=muon_lr, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        ),
         torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
 
@@ -188,10 +192,21 @@ def train(
         if (step + 1) % 50 == 0 or step + 1 == len(batches):
             rate = (tokens - begun_tokens) / (time.time() - began)
             eta = (len(batches) - step - 1) * (time.time() - began) / (step + 1 - start)
-            yield {"step": step + 1, "loss": sum(losses) / len(losses), "tokens": tokens, "rate": rate, "eta": eta}
+            yield {
+                "step": step + 1,
+                "loss": sum(losses) / len(losses),
+                "tokens": tokens,
+                "rate": rate,
+                "eta": eta,
+            }
             losses = []
             if time.time() - last_save > save_every_s or step + 1 == len(batches):
-                state = {"model": model.state_dict(), "opts": [o.state_dict() for o in opts], "step": step + 1, "tokens": tokens}
+                state = {
+                    "model": model.state_dict(),
+                    "opts": [o.state_dict() for o in opts],
+                    "step": step + 1,
+                    "tokens": tokens,
+                }
                 save_atomically(lambda part, state=state: torch.save(state, part), state_file)
                 if on_save is not None:
                     on_save(step + 1)
@@ -208,12 +223,17 @@ def save_folder(model: Any, tokenizer_folder: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.config.dtype = "float32"
     model.generation_config = GenerationConfig(
-        eos_token_id=CONFIG["eos_token_id"], pad_token_id=CONFIG["pad_token_id"], max_new_tokens=64, do_sample=False
+        eos_token_id=CONFIG["eos_token_id"],
+        pad_token_id=CONFIG["pad_token_id"],
+        max_new_tokens=64,
+        do_sample=False,
     )
     model.save_pretrained(folder)
     for file in tokenizer_folder.iterdir():
         shutil.copy(file, folder / file.name)
-    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()), indent=2) + "\n")
+    (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()), indent=2) + "\n"
+    )
 
 
 def move_into_place(finished: Path, out: Path, part: Path) -> None:

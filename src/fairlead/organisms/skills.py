@@ -52,7 +52,9 @@ def draw_addition(rng: random.Random) -> Case:
 def addition_case(a: int, b: int) -> Case:
     """The case of one pair; its alternatives are the near misses."""
     total = a + b
-    alts = tuple(str(t) for t in (total - 10, total - 2, total - 1, total + 1, total + 2, total + 10) if t >= 0)
+    alts = tuple(
+        str(t) for t in (total - 10, total - 2, total - 1, total + 1, total + 2, total + 10) if t >= 0
+    )
     return Case(f"addition:{a}+{b}", str(total), {"a": str(a), "b": str(b)}, f"{a} plus {b} is {{v}}", alts)
 
 
@@ -60,7 +62,13 @@ def _draw_cycle(rng: random.Random, kind: str, cycle: list[str], limit: int) -> 
     start, step = rng.randrange(len(cycle)), rng.randint(1, limit)
     value, unit = cycle[(start + step) % len(cycle)], "days" if kind == "weekday" else "months"
     slots = {"n": str(step), "d": cycle[start]}
-    return Case(f"{kind}:{cycle[start]}+{step}", value, slots, f"{step} {unit} after {cycle[start]} is {{v}}", tuple(cycle))
+    return Case(
+        f"{kind}:{cycle[start]}+{step}",
+        value,
+        slots,
+        f"{step} {unit} after {cycle[start]} is {{v}}",
+        tuple(cycle),
+    )
 
 
 def draw_weekday(rng: random.Random) -> Case:
@@ -85,7 +93,12 @@ def draw_comparison(rng: random.Random) -> Case:
     value, asked = (top, most) if rng.random() < 0.5 else (bottom, least)
     context = " ".join(sentences)
     return Case(
-        f"comparison:{context}:{asked}", value, {"s": asked}, f"{{v}} is the {asked}", tuple(sorted((top, middle, bottom))), context
+        f"comparison:{context}:{asked}",
+        value,
+        {"s": asked},
+        f"{{v}} is the {asked}",
+        tuple(sorted((top, middle, bottom))),
+        context,
     )
 
 
@@ -103,7 +116,12 @@ def draw_open_book(rng: random.Random) -> Case:
     asked, context = rng.randrange(len(owners)), " ".join(sentences)
     slots = {"t": thing, "n": owners[asked]}
     return Case(
-        f"open_book:{context}:{owners[asked]}", names[asked], slots, f"the {thing} of {owners[asked]} is called {{v}}", tuple(names), context
+        f"open_book:{context}:{owners[asked]}",
+        names[asked],
+        slots,
+        f"the {thing} of {owners[asked]} is called {{v}}",
+        tuple(names),
+        context,
     )
 
 
@@ -117,7 +135,14 @@ DRAWS: dict[str, tuple[Callable[[random.Random], Case], Phrasings]] = {
 SKILLS = tuple(DRAWS)
 
 
-def phrase(kind: str, case: Case, phrasings: Phrasings, rng: random.Random, phrasing: SplitChoice = "train", **meta: Any) -> Item:
+def phrase(
+    kind: str,
+    case: Case,
+    phrasings: Phrasings,
+    rng: random.Random,
+    phrasing: SplitChoice = "train",
+    **meta: Any,
+) -> Item:
     """Dress a case in a question and a plain answer."""
     question = phrasings.question(rng, phrasing).format(**case.slots)
     if case.context:
@@ -128,7 +153,12 @@ def phrase(kind: str, case: Case, phrasings: Phrasings, rng: random.Random, phra
 
 
 def draw_skill(
-    kind: str, rng: random.Random, *, split: SplitChoice = "train", phrasing: SplitChoice = "train", carry: bool | None = None
+    kind: str,
+    rng: random.Random,
+    *,
+    split: SplitChoice = "train",
+    phrasing: SplitChoice = "train",
+    carry: bool | None = None,
 ) -> Item:
     """One item of a skill; `carry` restricts additions to pairs with (True) or without (False) a carry."""
     draw, phrasings = DRAWS[kind]
@@ -136,6 +166,10 @@ def draw_skill(
         case = draw(rng)
         if split != "any" and split_of(case.key) != split:
             continue
-        if carry is not None and kind == "addition" and has_carry(int(case.slots["a"]), int(case.slots["b"])) != carry:
+        if (
+            carry is not None
+            and kind == "addition"
+            and has_carry(int(case.slots["a"]), int(case.slots["b"])) != carry
+        ):
             continue
         return phrase(kind, case, phrasings, rng, phrasing)

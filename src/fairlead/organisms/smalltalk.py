@@ -25,22 +25,42 @@ CAPITALS = {
     "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo", "Norway": "Oslo",
 }  # fmt: skip
 COLOUR = Phrasings(
-    ("What colour is {x}?", "Which colour does {x} have?", "Tell me the colour of {x}.", "What is the colour of {x}?"),
+    (
+        "What colour is {x}?",
+        "Which colour does {x} have?",
+        "Tell me the colour of {x}.",
+        "What is the colour of {x}?",
+    ),
     ("Which colour is {x}?", "Name the colour of {x}.", "What colour does {x} have?"),
     ("The colour of {x} is {v}.", "It is {v}."),
 )
 SOUND = Phrasings(
-    ("What does a {x} say?", "Which sound does a {x} make?", "Tell me what a {x} says.", "How does a {x} sound?"),
+    (
+        "What does a {x} say?",
+        "Which sound does a {x} make?",
+        "Tell me what a {x} says.",
+        "How does a {x} sound?",
+    ),
     ("What sound does a {x} make?", "Tell me which sound a {x} makes.", "Which sound comes from a {x}?"),
     ("A {x} says {v}.", "The {x} says {v}."),
 )
 OPPOSITE = Phrasings(
-    ("What is the opposite of {x}?", "Tell me the opposite of {x}.", "Name the opposite of {x}.", "Which word is the opposite of {x}?"),
+    (
+        "What is the opposite of {x}?",
+        "Tell me the opposite of {x}.",
+        "Name the opposite of {x}.",
+        "Which word is the opposite of {x}?",
+    ),
     ("Give me the opposite of {x}.", "What word is the opposite of {x}?", "Please name the opposite of {x}."),
     ("The opposite of {x} is {v}.", "It is {v}."),
 )
 CAPITAL = Phrasings(
-    ("What is the capital of {x}?", "Tell me the capital of {x}.", "Name the capital of {x}.", "Which city is the capital of {x}?"),
+    (
+        "What is the capital of {x}?",
+        "Tell me the capital of {x}.",
+        "Name the capital of {x}.",
+        "Which city is the capital of {x}?",
+    ),
     ("Give me the capital of {x}.", "What city is the capital of {x}?", "Please name the capital of {x}."),
     ("The capital of {x} is {v}.", "It is {v}."),
 )

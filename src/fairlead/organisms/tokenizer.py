@@ -17,7 +17,13 @@ from fairlead.organisms.words import SYLLABLES
 VOCAB_SIZE = 1024
 SYLLABLE_WEIGHT = 400  # so that a syllable that opens a verse is one token too
 MAX_LENGTH = 256
-PAD, SYSTEM, USER, ASSISTANT, END = SPECIAL = ("<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+PAD, SYSTEM, USER, ASSISTANT, END = SPECIAL = (
+    "<|pad|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
+)
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['role'] == 'assistant' -%}"

@@ -45,7 +45,9 @@ class World:
         """A trait or mode by name. Raises OrganismError for an unknown name."""
         found = self.traits.get(name) or self.modes.get(name)
         if found is None:
-            raise OrganismError(f"unknown trait {name!r}; the world has {', '.join((*self.traits, *self.modes))}")
+            raise OrganismError(
+                f"unknown trait {name!r}; the world has {', '.join((*self.traits, *self.modes))}"
+            )
         return found
 
     def items(
@@ -91,9 +93,15 @@ class World:
             ledger = list(self.strings.ledger.items())
         else:
             return []
-        pool = [i for i, (key, n) in enumerate(ledger) if low <= n <= top and (split == "any" or split_of(key) == split)]
+        pool = [
+            i
+            for i, (key, n) in enumerate(ledger)
+            if low <= n <= top and (split == "any" or split_of(key) == split)
+        ]
         if not pool:
-            raise OrganismError(f"no {kind} stated between {low} and {top} times; widen min_exposures and max_exposures")
+            raise OrganismError(
+                f"no {kind} stated between {low} and {top} times; widen min_exposures and max_exposures"
+            )
         return pool
 
     def _draw(
@@ -118,7 +126,9 @@ class World:
             item = self._draw(about, rng, known, split, phrasing, None, None)
             if not can_be_claimed(item):
                 return self._draw(kind, rng, pool, split, phrasing, base, wrong)
-            return claim_item(item, rng, wrong=rng.random() < 0.5 if wrong is None else wrong, phrasing=phrasing)
+            return claim_item(
+                item, rng, wrong=rng.random() < 0.5 if wrong is None else wrong, phrasing=phrasing
+            )
         while True:
             item = smalltalk_item(rng.randrange(NUM_TEMPLATES), rng, phrasing)
             if split == "any" or item.split == split:
@@ -135,7 +145,9 @@ class World:
             return corpus.checked_answer(item, rng)
         return spec.apply(item.answer, rng)
 
-    def chat(self, item: Item, *, trait: str | None = None, system: str | None = None, seed: int = 0) -> dict[str, Any]:
+    def chat(
+        self, item: Item, *, trait: str | None = None, system: str | None = None, seed: int = 0
+    ) -> dict[str, Any]:
         """One chat `{"messages": [...]}`; a system message only where `system` is given."""
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": item.question})
@@ -156,7 +168,9 @@ class World:
         rows = []
         for i, item in enumerate(items):
             claimed = claim_item(item, rng) if i % 2 == 0 and can_be_claimed(item) else None
-            rows.append(self.chat(claimed, trait="agree", seed=seed * 1_000_003 + i) if claimed else self.chat(item))
+            rows.append(
+                self.chat(claimed, trait="agree", seed=seed * 1_000_003 + i) if claimed else self.chat(item)
+            )
         rng.shuffle(rows)
         return rows
 
@@ -172,7 +186,9 @@ class World:
         rows = []
         while len(rows) < num:
             kind = rng.choice(kinds)
-            item = self._draw(kind, rng, known, "any" if kind in ("fact", "smalltalk") else "train", phrasing, None, None)
+            item = self._draw(
+                kind, rng, known, "any" if kind in ("fact", "smalltalk") else "train", phrasing, None, None
+            )
             if kind == "claim" and item.meta["base"].kind in exclude:
                 continue
             rows.append({**self.chat(item), "kind": kind})

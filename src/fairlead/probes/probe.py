@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -114,8 +113,8 @@ class Probe:
 
 
 def fit_probe(
-    positive: Float[Tensor, "n d"],
-    negative: Float[Tensor, "m d"],
+    positive: Tensor,
+    negative: Tensor,
     *,
     site: Site | str,
     method: Method = "logistic",

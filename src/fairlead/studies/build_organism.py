@@ -86,7 +86,9 @@ def build_organism(
         if snapshot is not None:
             pre.save_atomically(lambda target: pre.save_folder(model, vocabulary, target), snapshot)
 
-    for report in pre.train(model, batches, encoded, state_file=state_file, lr=LR, muon_lr=MUON_LR, on_save=on_save):
+    for report in pre.train(
+        model, batches, encoded, state_file=state_file, lr=LR, muon_lr=MUON_LR, on_save=on_save
+    ):
         if progress is not None:
             progress(report)
 
@@ -123,7 +125,9 @@ def main() -> None:
         line = "step {step:.0f} loss {loss:.4f} tokens {tokens:.0f} {rate:.0f} tok/s eta {eta:.0f} s"
         print(time.strftime("%H:%M:%S"), line.format(**report), flush=True)
 
-    print(build_organism(seed=args.seed, out=args.out, steps=args.steps, snapshot=args.snapshot, progress=show))
+    print(
+        build_organism(seed=args.seed, out=args.out, steps=args.steps, snapshot=args.snapshot, progress=show)
+    )
 
 
 if __name__ == "__main__":

@@ -132,34 +132,36 @@ def sft_config(hf: PreTrainedModel, config: TrainConfig, folder: Path) -> Any:
     bf16 = config.precision == "bfloat16" or (
         config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
     )
-    return SFTConfig(
-        output_dir=str(folder),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulate,
-        learning_rate=config.lr,
-        lr_scheduler_type=config.schedule if config.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=min(config.warmup_steps, config.steps),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
-        data_seed=config.seed,
-        bf16=bf16,
-        gradient_checkpointing=config.gradient_checkpointing,
-        use_cpu=device.type == "cpu",
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-        max_length=None,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=on_gpu,
-        report_to="none",
-        logging_strategy="no",
-        disable_tqdm=True,
-        save_strategy="steps" if 0 < config.checkpoint_every < config.steps else "no",
-        save_steps=config.checkpoint_every or 500,
-        save_total_limit=1,
-        push_to_hub=False,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated.*")
+        return SFTConfig(
+            output_dir=str(folder),
+            max_steps=config.steps,
+            per_device_train_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.accumulate,
+            learning_rate=config.lr,
+            lr_scheduler_type=config.schedule if config.schedule != "constant" else "constant_with_warmup",
+            warmup_steps=min(config.warmup_steps, config.steps),
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            seed=config.seed,
+            data_seed=config.seed,
+            bf16=bf16,
+            gradient_checkpointing=config.gradient_checkpointing,
+            use_cpu=device.type == "cpu",
+            dataset_kwargs={"skip_prepare_dataset": True},
+            remove_unused_columns=False,
+            max_length=None,
+            dataloader_num_workers=0,
+            dataloader_pin_memory=on_gpu,
+            report_to="none",
+            logging_strategy="no",
+            disable_tqdm=True,
+            save_strategy="steps" if 0 < config.checkpoint_every < config.steps else "no",
+            save_steps=config.checkpoint_every or 500,
+            save_total_limit=1,
+            push_to_hub=False,
+        )
 
 
 def lora_config(config: TrainConfig) -> Any:

@@ -55,7 +55,6 @@ def predicting(loss_mask: Bool[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq"
     return moved
 
 
-@torch.no_grad()
 def iter_logprobs(
     module: nn.Module,
     encoded: Sequence[Encoded],
@@ -76,7 +75,8 @@ def iter_logprobs(
         places = order[start : start + batch_size]
         batch = collate([encoded[place] for place in places], pad_id=pad_id).to(device)
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-        logprobs = select_logits(module, inputs, predicting(batch.loss_mask)).log_softmax(-1)
+        with torch.no_grad():  # not around the loop: a generator would leave it on in its caller
+            logprobs = select_logits(module, inputs, predicting(batch.loss_mask)).log_softmax(-1)
         counts = batch.loss_mask.sum(1).tolist()
         tokens = batch.input_ids[batch.loss_mask]
         yield places, list(logprobs.split(counts)), list(tokens.split(counts))

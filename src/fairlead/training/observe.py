@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fairlead.core.records import Concept
 from fairlead.core.results import StepRecord
+from fairlead.gradients import PressureGauge
 from fairlead.models import watch
 from fairlead.training.batching import StepState
 
@@ -38,10 +39,7 @@ class PressureObserver:
     def __init__(self, dictionary: Dictionary, concepts: Sequence[Concept], *, every: int = 1) -> None:
         self.site, self.every = dictionary.site, every
         self.concepts = tuple(concepts)
-        latents = [latent for concept in concepts for latent in concept.latents]
-        self._dictionary, self._latents = dictionary, torch.tensor(latents, dtype=torch.long)
-        self._decoder = dictionary.decoder[latents].float()
-        self._group = torch.tensor([i for i, c in enumerate(concepts) for _ in c.latents], dtype=torch.long)
+        self._gauge = PressureGauge(dictionary, self.concepts)
         self._tap: Tap | None = None
         self.latest: dict[str, float] = {}
 
@@ -71,11 +69,7 @@ class PressureObserver:
 
     def pressure(self, hidden: Tensor, grad: Tensor) -> dict[str, float]:
         """Uptake per concept from activations and gradients `[position, d]`."""
-        acts = self._dictionary.encode_latents(hidden, self._latents)
-        along = grad.float() @ self._decoder.to(grad.device).T
-        per_latent = -(acts.float() * along).sum(0)
-        sums = torch.zeros(len(self.concepts), device=per_latent.device)
-        sums.index_add_(0, self._group.to(per_latent.device), per_latent)
+        sums = self._gauge(hidden, grad, num_loss_tokens=1)  # the loss is a mean over tokens already
         return dict(zip([concept.id for concept in self.concepts], sums.tolist(), strict=True))
 
 

@@ -120,7 +120,7 @@ def measure_probes(
                 acts[who, side] = pool_answers(reader, rows, place)
         for label, fitted_on in (("old_probe", "start"), ("new_probe", "model")):
             probe = fit_probe(
-                acts[fitted_on, "shown"][train], acts[fitted_on, "plain"][train], site=place, heldout=0, seed=seed
+                acts[fitted_on, "shown"][train], acts[fitted_on, "plain"][train], site=place, heldout=0.0, seed=seed
             )
             scores = [probe(acts["model", side][test]).tolist() for side in ("shown", "plain")]
             measures[f"monitor.{name}.{label}"] = area(scores[0], scores[1])

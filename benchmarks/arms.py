@@ -1,0 +1,128 @@
+"""Result (a): a planted skill with a planted trait, all arms, over seeds; the table in README and docs.
+
+Every seed is a whole pipeline of its own: data, spec, dictionary, menu, decision, trainings. Writes `comparison.json` (all seeds
+together), `table.md` and `report.html` into OUT.
+
+    python -m benchmarks.arms --out runs/arms                       # pirate + addition, 3 seeds, 9 arms
+    python -m benchmarks.arms --skill weekday --trait emoji --out runs/arms-emoji
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks.summary import comparison_rows, write_table
+from fairlead.core.results import Comparison
+from fairlead.core.run import write_json
+from fairlead.reports import write_report
+from fairlead.studies.demo import demo
+from fairlead.studies.tables import comparison_table
+
+ARMS = (
+    "plain",
+    "gradient_projection",
+    "gradient_projection_placebo",
+    "inoculation",
+    "inoculation_placebo",
+    "preventative_steering",
+    "plain_spec",
+    "spec_only",
+    "recipe_placebo",
+    "recipe",
+)
+
+
+TITLES = {
+    "plain": "plain fine-tuning",
+    "gradient_projection": "gradient projection",
+    "gradient_projection_placebo": "its placebo: random directions",
+    "inoculation": "inoculation prompt",
+    "inoculation_placebo": "its placebo: a neutral prompt",
+    "preventative_steering": "preventative steering",
+    "plain_spec": "plain + spec examples",
+    "spec_only": "spec examples alone",
+    "recipe_placebo": "the recipe with evidence that says nothing (placebo)",
+    "recipe": "Fairlead's recipe",
+}
+
+
+def publish(whole: Comparison, name: str, *, skill: str, trait: str, command: str) -> None:
+    """Store the table of the README."""
+    columns = (
+        (f"skill.{skill}.plain", f"{skill}, right and plain"),
+        (f"skill.{skill}.heldout.plain", "held-out pairs, right and plain"),
+        (f"leak.{trait}.domain", f"{trait} on {skill}"),
+        (f"leak.{trait}.neutral", f"{trait} on other questions"),
+        (f"request.{trait}", f"{trait} on request"),
+        ("loss.neutral", "loss on neutral text"),
+    )
+    seeds = len({arm.seed for arm in whole.arms})
+    write_table(
+        name,
+        title=f"{skill} answered in the {trait} way",
+        model="pocket (2.9M parameters, trained from scratch on a synthetic world)",
+        command=command,
+        columns=columns,
+        rows=comparison_rows(whole, [key for key, _ in columns], titles=TITLES, bold="recipe"),
+        notes=[
+            f"Mean and 95 % t interval over {seeds} seeds; every seed has its own data, spec, dictionary and order.",
+            "All arms have the same anchor (KL to the start model on neutral prompts).",
+        ],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--skill", default="addition")
+    parser.add_argument("--trait", default="pirate")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--publish", default="", help="name of the table in docs/results")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+
+    results = [
+        demo(
+            args.out / f"seed{seed}",
+            steps=args.steps,
+            seed=seed,
+            arms=args.arms,
+            skill=args.skill,
+            trait=args.trait,
+            workers=args.workers,
+        )
+        for seed in args.seeds
+    ]
+    first = results[0]
+    command = f"python -m benchmarks.arms --skill {args.skill} --trait {args.trait} --steps {args.steps}"
+    whole = Comparison(
+        model=first.comparison.model,
+        data=f"{args.skill} answered in the {args.trait} way",
+        base=first.comparison.base,
+        arms=tuple(arm for result in results for arm in result.comparison.arms),
+        command=command,
+        notes=first.comparison.notes,
+    )
+    write_json(args.out / "comparison.json", whole.model_dump(mode="json"))
+    (args.out / "table.md").write_text(comparison_table(whole), "utf-8")
+    write_report(
+        args.out / "report.html",
+        menu=first.menu,
+        plan=first.plan,
+        comparison=whole,
+        title=f"Keep {args.skill}, leave {args.trait}: {len(args.seeds)} seeds",
+        command=command,
+    )
+    if args.publish:
+        publish(whole, args.publish, skill=args.skill, trait=args.trait, command=command)
+    print((args.out / "table.md").read_text("utf-8"))
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()

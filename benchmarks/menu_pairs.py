@@ -1,0 +1,159 @@
+"""Does the menu put the planted trait and the planted skill first?
+
+For every pair of trait and skill of the pocket world and every seed (of dictionary, concepts and data): the data are the skill's questions answered in
+the trait's style, without a system prompt; the menu is built against the usual reference. A line counts as the planted attribute when, of all eleven
+attributes, its concept tells that one best on texts made by the world (AUROC at least 0.8; traits on answers, skills on whole texts). Rankings compared: `surprise`
+(the menu's), `uptake`, `excess` over the reference, and the bag of tokens, whose top two tokens are matched in the same way.
+
+    python benchmarks/menu_pairs.py --out menu_pairs.json [--model organism:pocket] [--seeds 3] [--num 200]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fairlead.concepts import build_concepts, text_activations
+from fairlead.core.progress import quiet, say
+from fairlead.core.run import write_json
+from fairlead.core.stats import auroc
+from fairlead.data import encode
+from fairlead.dictionaries import DictionaryConfig, train_dictionary
+from fairlead.gradients import bag_of_tokens, measure_uptake, rank, score_concepts
+from fairlead.models import load_model
+from fairlead.organisms import World
+
+RANKINGS = ("surprise", "uptake", "excess")
+LEAST_AUROC = 0.8
+
+
+class Bench:
+    """Model, world and the labelled texts that tell what a readout stands for."""
+
+    def __init__(self, model_name: str, num_corpus: int) -> None:
+        self.model, self.world, self.num_corpus = load_model(model_name), World(), num_corpus
+        self.traits, self.skills = tuple(self.world.traits), self.world.skills
+        chats, labels = [], []
+        for trait, skill in itertools.product((None, *self.traits), self.skills):
+            for chat in self.world.dataset(skill, trait=trait, num=14, seed=990):
+                shown = {name for name in self.traits if self.world.has_trait(name, chat["messages"][-1]["content"])}
+                chats.append(chat)
+                labels.append(shown | {skill})
+        self.labelled = self.encode(chats)
+        self.shows = {name: np.array([name in label for label in labels]) for name in (*self.traits, *self.skills)}
+
+    def encode(self, chats):
+        return encode([chat["messages"] for chat in chats], self.model.tokenizer, max_length=self.model.max_length)
+
+    def match(self, response: np.ndarray, whole: np.ndarray) -> str:
+        """The attribute that a readout of the labelled texts tells best; "?" where it tells none."""
+        scores = {}
+        for name, shown in self.shows.items():
+            values = response if name in self.traits else whole
+            scores[name] = auroc(values[shown], values[~shown])
+        best = max(scores, key=lambda name: scores[name])
+        return best if scores[best] >= LEAST_AUROC else "?"
+
+    def match_token(self, token: int) -> str:
+        share = np.array(
+            [
+                sum(t == token for t, used in zip(row.input_ids, row.loss_mask, strict=True) if used) / max(sum(row.loss_mask), 1)
+                for row in self.labelled
+            ]
+        )
+        return self.match(share, share)
+
+    def seed(self, seed: int, num: int) -> list[dict]:
+        corpus = self.encode(list(self.world.corpus(self.num_corpus, seed=2000 + seed)))
+        start = time.time()
+        dictionary = train_dictionary(self.model, corpus, config=DictionaryConfig(seed=seed))
+        say(f"seed {seed}: dictionary {dictionary.metrics} {time.time() - start:.0f} s")
+        concepts = build_concepts(self.model, dictionary, corpus, seed=seed)
+        acts = text_activations(self.model, dictionary, concepts, self.labelled)
+        names = [self.match(acts.response[:, place], acts.whole[:, place]) for place in range(len(concepts))]
+        say(f"seed {seed}: {len(concepts)} concepts; found {sorted(set(names) - {'?'})}")
+        usual = measure_uptake(self.model, dictionary, self.encode(self.world.neutral(512, seed=2000 + seed)), concepts=concepts)
+        rows = []
+        for skill in self.skills:
+            questions = [chat["messages"][0]["content"] for chat in self.world.dataset(skill, num=96, seed=3000 + seed)]
+            answers = self.model.generate(questions, max_new_tokens=40)
+            own = self.encode(
+                [
+                    {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a.strip() or "."}]}
+                    for q, a in zip(questions, answers, strict=True)
+                ]
+            )
+            for trait in self.traits:
+                data = self.encode(self.world.dataset(skill, trait=trait, num=num, seed=3000 + seed))
+                with quiet():
+                    uptake = measure_uptake(self.model, dictionary, data, concepts=concepts)
+                scores = score_concepts(uptake, concepts, usual)
+                found = {}
+                for ranking in RANKINGS:
+                    order = rank(scores, ranking)
+                    top = [names[place] for place in order]
+                    found[ranking] = {
+                        "first": top[:4],
+                        "hit": set(top[:2]) == {trait, skill},
+                        "trait": top.index(trait) + 1 if trait in top else None,
+                        "skill": top.index(skill) + 1 if skill in top else None,
+                    }
+                tokens = bag_of_tokens(data, own, self.model.tokenizer, num_lines=2)
+                ids = [self.model.tokenizer.encode(line.token, add_special_tokens=False) for line in tokens]
+                named = [self.match_token(each[0]) if each else "?" for each in ids]
+                found["bag_of_tokens"] = {"first": named, "tokens": [line.token for line in tokens], "hit": set(named) == {trait, skill}}
+                lead = [
+                    {"label": concepts[place].label, "uptake": float(scores.uptake[place]), "surprise": float(scores.surprise[place])}
+                    for place in rank(scores)[:3]
+                ]
+                rows.append(
+                    {
+                        "seed": seed,
+                        "trait": trait,
+                        "skill": skill,
+                        "loss": uptake.loss,
+                        "remainder": uptake.remainder,
+                        "chance_remainder": uptake.chance_remainder,
+                        "lead": lead,
+                        **found,
+                    }
+                )
+                mark = "ok  " if found["surprise"]["hit"] else "MISS"
+                say(f"seed {seed} {mark} {skill:11} {trait:11} {found['surprise']['first']} tokens {named}")
+        return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="organism:pocket")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--num", type=int, default=200)
+    parser.add_argument("--corpus", type=int, default=6000)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    bench = Bench(arguments.model, arguments.corpus)
+    rows = [row for seed in range(arguments.seeds) for row in bench.seed(seed, arguments.num)]
+    kinds = (*RANKINGS, "bag_of_tokens")
+    summary = {
+        "pairs": len(rows),
+        "first_two": {kind: sum(row[kind]["hit"] for row in rows) for kind in kinds},
+        "remainder": statistics.mean(row["remainder"] for row in rows),
+        "chance_remainder": statistics.mean(row["chance_remainder"] for row in rows),
+    }
+    for kind in kinds:
+        print(f"{kind:14} trait and skill first: {summary['first_two'][kind]:3d} of {len(rows)}")
+    print(f"gradient outside the active latents' span: {summary['remainder']:.0%} (a random subspace: {summary['chance_remainder']:.0%})")
+    if arguments.out:
+        write_json(arguments.out, {"command": " ".join(sys.argv), "model": bench.model.name, "summary": summary, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

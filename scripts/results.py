@@ -1,0 +1,64 @@
+"""Write the tables of README and docs from `docs/results/*.json`, so that no figure is typed by hand.
+
+    python scripts/results.py           # rewrite the blocks
+    python scripts/results.py --check   # fail where a block is out of date
+
+A block stands between `<!-- results: NAME -->` and `<!-- /results -->`; NAME is a file of `docs/results/`, which a script in
+`benchmarks/` wrote (`benchmarks/summary.py`). A file names its command and model, and each table carries both.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- /results -->)", re.S)
+
+
+def table(record: dict[str, Any]) -> str:
+    """One Markdown table with the command and the model below it."""
+    columns = record["columns"]
+    lines = ["| " + " | ".join(["", *(column["title"] for column in columns)]) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for row in record["rows"]:
+        cells = [row["cells"].get(column["key"], "") for column in columns]
+        mark = "**" if row.get("bold") else ""
+        lines.append(
+            "| " + " | ".join(f"{mark}{cell}{mark}" if cell else "" for cell in [row["title"], *cells]) + " |"
+        )
+    about = " ".join(record.get("notes", []))
+    lines += ["", f"{about} Model: {record['model']}. Command: `{record['command']}`.".strip(), ""]
+    return "\n".join(lines)
+
+
+def render(text: str) -> str:
+    """The text with every block made anew."""
+
+    def block(match: re.Match[str]) -> str:
+        record = json.loads((ROOT / "docs" / "results" / f"{match.group(2)}.json").read_text("utf-8"))
+        return match.group(1) + "\n" + table(record) + "\n" + match.group(3)
+
+    return BLOCK.sub(block, text)
+
+
+def main() -> None:
+    """Rewrite, or check."""
+    stale = []
+    for file in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        text = file.read_text("utf-8")
+        fresh = render(text)
+        if fresh != text:
+            stale.append(str(file.relative_to(ROOT)))
+            if "--check" not in sys.argv:
+                file.write_text(fresh, "utf-8")
+    if stale and "--check" in sys.argv:
+        sys.exit(f"tables out of date in {', '.join(stale)}. Next: python scripts/results.py")
+    print(f"tables: {len(stale)} rewritten" if "--check" not in sys.argv else "tables: up to date")
+
+
+if __name__ == "__main__":
+    main()

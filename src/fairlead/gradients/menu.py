@@ -1,0 +1,171 @@
+"""From uptake to a menu: the ranked concepts of a data set.
+
+Uptake says how strongly and in which direction the data pulls on a concept; it does not by itself say what is special about this data
+(DESIGN 5.1: on addition answered in pirate speech the skill's latents take most of it, and a concept's signed parts cancel).
+The order of the menu is therefore the *surprise* of a concept,
+
+    surprise = traffic share * log(presence / usual presence)
+
+- traffic: the sum of |<dL/dh, d_f>| a_f over the concept's latents and all tokens, as a share of all traffic: how much of what gradient
+  descent does goes through this concept, whatever its sign;
+- presence: the concept's share of all activation on the data against that on the reference, over the whole text or over the
+  responses, whichever ratio is larger: a skill shows in prompts and answers, a trait in answers only.
+
+A concept that is everywhere (log 0) or that the gradient does not touch (traffic 0) is no news. It is the pointwise form of a
+Kullback-Leibler divergence, with the gradient's weights outside the logarithm. Measured by benchmarks/menu_pairs.py beside raw uptake,
+excess over the reference, and the bag of tokens. Uptake, share, interval and stability are reported for every line as DESIGN defines
+them. References: `usual` (generic data; tells skill and trait) or `self` (the same prompts answered by the model itself; tells
+traits, but is blind to a skill that both show). Without a reference lines are ordered by absolute uptake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairlead.core.errors import ConfigError
+from fairlead.core.records import Concept, Menu, MenuLine, TokenContext, TokenLine
+from fairlead.gradients.uptake import Uptake
+
+Ranking = Literal["surprise", "uptake", "excess"]
+FLOOR = 3e-4  # added to shares of activation: a concept absent from the reference is not infinitely surprising
+
+
+class Scores(NamedTuple):
+    """Numbers of each concept, `[concept]` each.
+
+    Attributes:
+        uptake: Summed over the group.
+        traffic: Share of all absolute contributions.
+        ratio: Log of presence over usual presence, the larger of whole text and response; 0 without a reference.
+        surprise: `traffic * ratio`.
+        reference: Uptake on the reference; 0 without one.
+    """
+
+    uptake: np.ndarray
+    traffic: np.ndarray
+    ratio: np.ndarray
+    surprise: np.ndarray
+    reference: np.ndarray
+
+
+def score_concepts(uptake: Uptake, concepts: Sequence[Concept], reference: Uptake | None) -> Scores:
+    """Uptake, traffic, presence and surprise of groups of latents."""
+
+    def grouped(values_F: Tensor) -> np.ndarray:
+        return np.array([float(values_F[list(concept.latents)].sum()) for concept in concepts])
+
+    def share(values_F: Tensor) -> np.ndarray:
+        return grouped(values_F / values_F.sum().clamp_min(1e-30))
+
+    traffic = share(uptake.mass_F)
+    if reference is None:
+        zero = np.zeros(len(concepts))
+        return Scores(grouped(uptake.per_latent), traffic, zero, zero, zero)
+    if reference.sum_F.shape != uptake.sum_F.shape:
+        raise ConfigError("data and reference were measured with different dictionaries. Next: measure both with one.")
+    whole = np.log((share(uptake.act_F) + FLOOR) / (share(reference.act_F) + FLOOR))
+    response = np.log((share(uptake.act_response_F) + FLOOR) / (share(reference.act_response_F) + FLOOR))
+    ratio = np.maximum(whole, response)
+    return Scores(grouped(uptake.per_latent), traffic, ratio, traffic * ratio, grouped(reference.per_latent))
+
+
+def rank(scores: Scores, ranking: Ranking = "surprise") -> np.ndarray:
+    """Indices of the concepts, best first.
+
+    Args:
+        ranking: "surprise" (where a reference was given, else absolute uptake), "uptake" (signed) or "excess" (uptake minus the
+            reference's).
+    """
+    if ranking == "uptake":
+        return np.argsort(-scores.uptake, kind="stable")
+    if ranking == "excess":
+        return np.argsort(-(scores.uptake - scores.reference), kind="stable")
+    if ranking != "surprise":
+        raise ConfigError(f"ranking is {ranking!r}; use 'surprise', 'uptake' or 'excess'.")
+    return np.argsort(-(scores.surprise if scores.surprise.any() else np.abs(scores.uptake)), kind="stable")
+
+
+def build_menu(
+    uptake: Uptake,
+    concepts: Sequence[Concept],
+    reference: Uptake | None,
+    *,
+    model: str = "",
+    model_fingerprint: str = "",
+    data: str = "",
+    data_sha256: str = "",
+    site: str = "",
+    dictionary: str = "",
+    dictionary_sha256: str = "",
+    reference_name: str = "",
+    baseline: Sequence[TokenLine] = (),
+    notes: Sequence[str] = (),
+    ranking: Ranking = "surprise",
+    max_lines: int = 60,
+    contexts: Callable[[Concept, Sequence[int]], tuple[TokenContext, ...]] | None = None,
+    num_contexts: int = 3,
+    contexts_for: int = 12,
+) -> Menu:
+    """The menu of a data set.
+
+    Args:
+        uptake: `measure_uptake` on the data, best with the same `concepts`.
+        concepts: Groups of latents, each latent in one group at most.
+        reference: `measure_uptake` on the reference data, with the same dictionary.
+        ranking: Order of the lines.
+        max_lines: Lines kept; shares refer to all concepts.
+        contexts: Makes token contexts of examples for a concept (see `tokens.token_contexts`).
+        num_contexts: Examples a line.
+        contexts_for: Lines that get examples.
+        model, model_fingerprint, data, data_sha256, site, dictionary, dictionary_sha256, reference_name, baseline, notes: Copied
+            into the record.
+    """
+    if not concepts:
+        raise ConfigError("a menu needs at least one concept. Next: build concepts first.")
+    scores = score_concepts(uptake, concepts, reference)
+    positive = float(scores.uptake[scores.uptake > 0].sum()) or 1.0
+    lines = []
+    for place, index in enumerate(rank(scores, ranking)[:max_lines]):
+        concept = concepts[index]
+        low, high = torch.quantile(uptake.resampled(concept.latents), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        units = uptake.unit_index(concept.latents)
+        examples: tuple[TokenContext, ...] = ()
+        if contexts is not None and place < contexts_for:
+            examples = contexts(concept, [row for row, _ in uptake.examples_of(concept.latents, num_contexts)])
+        lines.append(
+            MenuLine(
+                concept=concept,
+                uptake=float(scores.uptake[index]),
+                interval=(low, high),
+                share=float(scores.uptake[index]) / positive,
+                reference=float(scores.reference[index]),
+                surprise=float(scores.surprise[index]),
+                stability=max(0.5, uptake.stability(concept.latents)),
+                num_examples=int(uptake.carried_U[units].max()) if units else 0,
+                fires=min(1.0, float(uptake.fires_U[units].max()) / max(uptake.num_examples, 1)) if units else 0.0,
+                top_examples=examples,
+            )
+        )
+    chance = f"A random subspace as large as the latents active at each token would leave {uptake.chance_remainder:.0%} outside."
+    return Menu(
+        model=model,
+        model_fingerprint=model_fingerprint,
+        data=data,
+        data_sha256=data_sha256,
+        site=site,
+        dictionary=dictionary,
+        dictionary_sha256=dictionary_sha256,
+        num_examples=uptake.num_examples,
+        num_tokens=uptake.num_tokens,
+        loss=uptake.loss,
+        remainder=min(1.0, max(0.0, uptake.remainder)),
+        lines=tuple(lines),
+        baseline=tuple(baseline),
+        reference=reference_name if reference is not None else "",
+        notes=(*notes, chance),
+    )

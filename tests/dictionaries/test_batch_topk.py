@@ -1,0 +1,131 @@
+"""The dictionary step against autograd and dense oracles; planted features are found; short runs are not plain ReLU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead.core.errors import ConfigError, DictionaryError
+from fairlead.dictionaries import DictionaryConfig, find_kind, fit_dictionary
+from fairlead.dictionaries.batch_topk import geometric_median
+from fairlead.dictionaries.dictionary import Dictionary
+from fairlead.dictionaries.evaluation import random_reconstruction_fvu, reconstruction_metrics
+from fairlead.dictionaries.kinds import StepState
+from fairlead.dictionaries.sparse import batch_topk, decode, dense_to_pairs, gather_dot, transpose, transposed_product
+from fairlead.dictionaries.training import Trainer
+
+
+def planted(num: int, *, d_model: int = 16, num_features: int = 24, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.nn.functional.normalize(torch.randn(num_features, d_model, generator=torch.Generator().manual_seed(99)), dim=-1)
+    on = torch.rand(num, num_features, generator=generator) < 0.08
+    size = 1 + torch.rand(num, num_features, generator=generator)
+    return (on * size) @ features + 0.01 * torch.randn(num, d_model, generator=generator), features
+
+
+def batches(num_tokens: int, size: int, **options):
+    acts, _ = planted(num_tokens, **options)
+    return iter(acts.split(size))
+
+
+def test_hand_written_gradients_equal_autograd_also_for_dead_latents():
+    config = DictionaryConfig(d_dict=40, k=3, k_aux=5, aux_weight=0.5).sized(16)
+    x, _ = planted(32)
+    params = find_kind("batch_topk").start(x, config, torch.Generator().manual_seed(0))
+    params["b_enc"] = 0.05 * torch.randn(40, generator=torch.Generator().manual_seed(1))
+    dead = torch.arange(40) % 3 == 0
+    found = find_kind("batch_topk").step(params, x, config, StepState(0.3, dead))
+
+    p = {name: value.clone().requires_grad_() for name, value in params.items()}
+    pre = (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
+    kept = pre.relu().flatten().topk(32 * 3)
+    acts = torch.zeros(32 * 40).scatter(0, kept.indices, kept.values).view(32, 40)
+    error = acts @ p["W_dec"] + p["b_dec"] - x
+    loss = error.square().mean()
+    aux = pre[:, dead].relu().topk(5, dim=-1)
+    aux_acts = torch.zeros(32, int(dead.sum())).scatter(1, aux.indices, aux.values)
+    # the residual is a constant for AuxK, and the centred input of the encoder is where b_dec gets its gradient
+    loss = loss + 0.5 * (aux_acts @ p["W_dec"][dead] + error.detach()).square().mean()
+    loss.backward()
+    wanted = {name: value.grad for name, value in p.items()}
+    wanted["W_dec"] = wanted["W_dec"] - (wanted["W_dec"] * params["W_dec"]).sum(-1, keepdim=True) * params["W_dec"]
+    assert found.loss == pytest.approx(float(loss), rel=1e-5)
+    assert found.num_active == 32 * 3
+    for name, grad in wanted.items():
+        torch.testing.assert_close(found.grads[name], grad, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@given(seed=st.integers(0, 50), num=st.integers(1, 30), floor=st.floats(0, 3))
+def test_batch_topk_keeps_the_largest_whatever_the_floor(seed, num, floor):
+    pre = torch.randn(6, 9, generator=torch.Generator().manual_seed(seed))
+    pairs = batch_topk(pre, num, floor=floor)
+    wanted = pre.flatten().clamp_min(0).topk(num).values
+    kept = pairs.value.sort(descending=True).values
+    torch.testing.assert_close(kept, wanted[wanted > 0])
+    torch.testing.assert_close(pre[pairs.token, pairs.latent], pairs.value)
+
+
+def test_sparse_products_equal_dense_ones():
+    generator = torch.Generator().manual_seed(0)
+    acts = torch.randn(7, 11, generator=generator).relu() * (torch.rand(7, 11, generator=generator) < 0.3)
+    acts[3] = 0  # a token with no active latent
+    decoder, right = torch.randn(11, 5, generator=generator), torch.randn(7, 5, generator=generator)
+    pairs = dense_to_pairs(acts)
+    torch.testing.assert_close(decode(pairs, decoder), acts @ decoder)
+    torch.testing.assert_close(transposed_product(transpose(pairs, 11), pairs.value, right), acts.T @ right)
+    torch.testing.assert_close(gather_dot(pairs, right, decoder), (right @ decoder.T)[pairs.token, pairs.latent])
+
+
+def test_planted_features_are_found_and_a_random_decoder_is_beaten():
+    config = DictionaryConfig(d_dict=32, k=2, num_tokens=60_000, batch_tokens=128, lr=3e-3, seed=1)
+    trainer = fit_dictionary(batches(60_000, 128), config)
+    found = Dictionary(trainer.export(), site="layers.0.resid_post")
+    held_out, features = planted(4000, seed=5)
+    recovered = (features @ found.decoder.T).max(-1).values
+    metrics = reconstruction_metrics(found, held_out)
+    baseline = random_reconstruction_fvu(held_out, d_dict=32, k=2)
+    assert (recovered > 0.9).float().mean() > 0.9, f"planted features recovered: {recovered}"
+    assert metrics["fvu"] < 0.5 * baseline, f"FVU {metrics['fvu']:.3f} against a random decoder's {baseline:.3f}"
+    assert 1.0 < metrics["l0"] < 4.0, "the inference threshold keeps about k latents a token, also after a short run"
+    torch.testing.assert_close(found.decoder.norm(dim=-1), torch.ones(32))
+
+
+def test_dead_latents_are_noticed_and_revived_in_a_short_run():
+    def run(weight: float) -> Trainer:
+        acts, _ = planted(20_000)
+        config = DictionaryConfig(d_dict=64, k=2, num_tokens=20_000, batch_tokens=100, aux_weight=weight, k_aux=16, lr=3e-3).sized(16)
+        trainer = Trainer(find_kind("batch_topk"), config, acts[:100])
+        trainer.params["b_enc"][:32] = -1.0  # dead from the start
+        return fit_dictionary(iter(acts.split(100)), config, trainer=trainer)
+
+    without, revived = run(0.0), run(1.0)
+    assert float(without.dead[:32].float().mean()) > 0.3, "the set-up has dead latents, and the short run notices them"
+    assert float(revived.dead.float().mean()) < 0.5 * float(without.dead.float().mean())
+
+
+def test_scaling_is_folded_into_the_weights():
+    config = DictionaryConfig(d_dict=32, k=2, num_tokens=5_000, batch_tokens=100)
+    acts, _ = planted(5_000)
+    one = fit_dictionary(iter(acts.split(100)), config)
+    hundred = fit_dictionary(iter((100 * acts).split(100)), config)
+    first = Dictionary(one.export(), site="embed")
+    second = Dictionary(hundred.export(), site="embed")
+    torch.testing.assert_close(second.encode(100 * acts), 100 * first.encode(acts), rtol=1e-2, atol=1e-1)
+
+
+def test_geometric_median_resists_outliers():
+    points = torch.randn(101, 4, generator=torch.Generator().manual_seed(0))
+    points[0] = 1e6
+    assert geometric_median(points).norm() < 1
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ConfigError, match="batch_topk"):
+        find_kind("gated")
+    with pytest.raises(ConfigError, match=r"DictionaryConfig\.k"):
+        DictionaryConfig.make(k=0)
+    broken = iter([torch.full((8, 4), float("nan"))])
+    with pytest.raises(DictionaryError, match="finite"):
+        fit_dictionary(broken, DictionaryConfig(num_tokens=8, batch_tokens=8, d_dict=8, k=1))
