@@ -1,9 +1,10 @@
 """Does the menu put the planted trait and the planted skill first?
 
-For every pair of trait and skill of the pocket world and every seed (of dictionary, concepts and data): the data are the skill's questions answered in
-the trait's style, without a system prompt; the menu is built against the usual reference. A line counts as the planted attribute when, of all eleven
-attributes, its concept tells that one best on texts made by the world (AUROC at least 0.8; traits on answers, skills on whole texts). Rankings compared: `surprise`
-(the menu's), `uptake`, `excess` over the reference, and the bag of tokens, whose top two tokens are matched in the same way.
+For every pair of trait and skill of the pocket world and every seed (of dictionary, concepts and data): the data are the skill's
+questions answered in the trait's style, without a system prompt; the menu is built against the usual reference. A line counts
+as the planted attribute when, of all eleven attributes, its concept tells that one best on texts made by the world (AUROC at
+least 0.8; traits on answers, skills on whole texts). Rankings compared: `surprise` (the menu's), `uptake`, `excess` over the
+reference, and the bag of tokens, whose top two tokens are matched in the same way.
 
     python benchmarks/menu_pairs.py --out menu_pairs.json [--model organism:pocket] [--seeds 3] [--num 200]
 """
@@ -43,14 +44,23 @@ class Bench:
         chats, labels = [], []
         for trait, skill in itertools.product((None, *self.traits), self.skills):
             for chat in self.world.dataset(skill, trait=trait, num=14, seed=990):
-                shown = {name for name in self.traits if self.world.has_trait(name, chat["messages"][-1]["content"])}
+                shown = {
+                    name
+                    for name in self.traits
+                    if self.world.has_trait(name, chat["messages"][-1]["content"])
+                }
                 chats.append(chat)
                 labels.append(shown | {skill})
         self.labelled = self.encode(chats)
-        self.shows = {name: np.array([name in label for label in labels]) for name in (*self.traits, *self.skills)}
+        self.shows = {
+            name: np.array([name in label for label in labels]) for name in (*self.traits, *self.skills)
+        }
 
     def encode(self, chats):
-        return encode([chat["messages"] for chat in chats], self.model.tokenizer, max_length=self.model.max_length)
+        """Chats as tokens."""
+        return encode(
+            [chat["messages"] for chat in chats], self.model.tokenizer, max_length=self.model.max_length
+        )
 
     def match(self, response: np.ndarray, whole: np.ndarray) -> str:
         """The attribute that a readout of the labelled texts tells best; "?" where it tells none."""
@@ -62,15 +72,18 @@ class Bench:
         return best if scores[best] >= LEAST_AUROC else "?"
 
     def match_token(self, token: int) -> str:
+        """The attribute that a token's share in the answers tells best."""
         share = np.array(
             [
-                sum(t == token for t, used in zip(row.input_ids, row.loss_mask, strict=True) if used) / max(sum(row.loss_mask), 1)
+                sum(t == token for t, used in zip(row.input_ids, row.loss_mask, strict=True) if used)
+                / max(sum(row.loss_mask), 1)
                 for row in self.labelled
             ]
         )
         return self.match(share, share)
 
     def seed(self, seed: int, num: int) -> list[dict]:
+        """One row per pair of trait and skill."""
         corpus = self.encode(list(self.world.corpus(self.num_corpus, seed=2000 + seed)))
         start = time.time()
         dictionary = train_dictionary(self.model, corpus, config=DictionaryConfig(seed=seed))
@@ -79,14 +92,23 @@ class Bench:
         acts = text_activations(self.model, dictionary, concepts, self.labelled)
         names = [self.match(acts.response[:, place], acts.whole[:, place]) for place in range(len(concepts))]
         say(f"seed {seed}: {len(concepts)} concepts; found {sorted(set(names) - {'?'})}")
-        usual = measure_uptake(self.model, dictionary, self.encode(self.world.neutral(512, seed=2000 + seed)), concepts=concepts)
+        usual = measure_uptake(
+            self.model, dictionary, self.encode(self.world.neutral(512, seed=2000 + seed)), concepts=concepts
+        )
         rows = []
         for skill in self.skills:
-            questions = [chat["messages"][0]["content"] for chat in self.world.dataset(skill, num=96, seed=3000 + seed)]
+            questions = [
+                chat["messages"][0]["content"] for chat in self.world.dataset(skill, num=96, seed=3000 + seed)
+            ]
             answers = self.model.generate(questions, max_new_tokens=40)
             own = self.encode(
                 [
-                    {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a.strip() or "."}]}
+                    {
+                        "messages": [
+                            {"role": "user", "content": q},
+                            {"role": "assistant", "content": a.strip() or "."},
+                        ]
+                    }
                     for q, a in zip(questions, answers, strict=True)
                 ]
             )
@@ -108,9 +130,17 @@ class Bench:
                 tokens = bag_of_tokens(data, own, self.model.tokenizer, num_lines=2)
                 ids = [self.model.tokenizer.encode(line.token, add_special_tokens=False) for line in tokens]
                 named = [self.match_token(each[0]) if each else "?" for each in ids]
-                found["bag_of_tokens"] = {"first": named, "tokens": [line.token for line in tokens], "hit": set(named) == {trait, skill}}
+                found["bag_of_tokens"] = {
+                    "first": named,
+                    "tokens": [line.token for line in tokens],
+                    "hit": set(named) == {trait, skill},
+                }
                 lead = [
-                    {"label": concepts[place].label, "uptake": float(scores.uptake[place]), "surprise": float(scores.surprise[place])}
+                    {
+                        "label": concepts[place].label,
+                        "uptake": float(scores.uptake[place]),
+                        "surprise": float(scores.surprise[place]),
+                    }
                     for place in rank(scores)[:3]
                 ]
                 rows.append(
@@ -131,7 +161,9 @@ class Bench:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="organism:pocket")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--num", type=int, default=200)
@@ -150,9 +182,14 @@ def main() -> None:
     }
     for kind in kinds:
         print(f"{kind:14} trait and skill first: {summary['first_two'][kind]:3d} of {len(rows)}")
-    print(f"gradient outside the active latents' span: {summary['remainder']:.0%} (a random subspace: {summary['chance_remainder']:.0%})")
+    print(
+        f"gradient outside the active latents' span: {summary['remainder']:.0%} (a random subspace: {summary['chance_remainder']:.0%})"
+    )
     if arguments.out:
-        write_json(arguments.out, {"command": " ".join(sys.argv), "model": bench.model.name, "summary": summary, "rows": rows})
+        write_json(
+            arguments.out,
+            {"command": " ".join(sys.argv), "model": bench.model.name, "summary": summary, "rows": rows},
+        )
 
 
 if __name__ == "__main__":

@@ -10,10 +10,18 @@ import torch
 import fairlead.dictionaries.training as training
 from fairlead.core.errors import DictionaryError, RunError
 from fairlead.data import Encoded, Row
-from fairlead.dictionaries import DictionaryConfig, evaluate_dictionary, load_dictionary, outside_span, train_dictionary
+from fairlead.dictionaries import (
+    DictionaryConfig,
+    evaluate_dictionary,
+    load_dictionary,
+    outside_span,
+    train_dictionary,
+)
 from fairlead.dictionaries.source import batches_in_chunk, iter_chunk_batches, plan_chunks
 
-CONFIG = DictionaryConfig(d_dict=64, k=4, num_tokens=4000, batch_tokens=50, buffer_tokens=120, passes=2, checkpoint_every=10)
+CONFIG = DictionaryConfig(
+    d_dict=64, k=4, num_tokens=4000, batch_tokens=50, buffer_tokens=120, passes=2, checkpoint_every=10
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +46,9 @@ def test_file_has_saelens_layout_and_round_trips(dictionary, model, tmp_path):
 
 def test_some_latents_equal_the_columns_of_all(dictionary):
     h = torch.randn(2, 3, 32)
-    torch.testing.assert_close(dictionary.encode_latents(h, [5, 60, 5]), dictionary.encode(h)[..., [5, 60, 5]], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        dictionary.encode_latents(h, [5, 60, 5]), dictionary.encode(h)[..., [5, 60, 5]], atol=1e-5, rtol=1e-4
+    )
 
 
 def test_a_foreign_dictionary_needs_a_site(dictionary, tmp_path):
@@ -74,7 +84,7 @@ def test_broken_files_are_named(dictionary, tmp_path):
 def test_another_model_or_site_is_refused_with_the_next_step(dictionary, model, other_model):
     dictionary.check(model)
     dictionary.check(model, "layers.1.resid_post")
-    with pytest.raises(DictionaryError, match="fingerprint.*Next"):
+    with pytest.raises(DictionaryError, match=r"fingerprint.*Next"):
         dictionary.check(other_model)
     with pytest.raises(DictionaryError, match=r"layers\.1\.resid_post.*Next"):
         dictionary.check(model, "layers.0.resid_post")
@@ -94,13 +104,18 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(model, rows, dictio
     assert not (tmp_path / "d").exists() and (tmp_path / "d.part").is_dir()
     monkeypatch.setattr(training.Trainer, "step", real)
     steps = []
-    monkeypatch.setattr(training.Trainer, "step", lambda self, batch: (steps.append(self.done), real(self, batch))[1])
+    monkeypatch.setattr(
+        training.Trainer, "step", lambda self, batch: (steps.append(self.done), real(self, batch))[1]
+    )
     resumed = train_dictionary(model, rows, config=CONFIG, out=tmp_path / "d")
     assert steps[0] == 30, "it goes on from the last saved state"
     torch.testing.assert_close(resumed.decoder, dictionary.decoder)
     assert not (tmp_path / "d.part").exists()
     steps.clear()
-    assert train_dictionary(model, rows, config=CONFIG, out=tmp_path / "d").sha256 == resumed.sha256 and not steps
+    assert (
+        train_dictionary(model, rows, config=CONFIG, out=tmp_path / "d").sha256 == resumed.sha256
+        and not steps
+    )
     with pytest.raises(DictionaryError, match="other settings"):
         train_dictionary(model, rows, config=CONFIG.model_copy(update={"k": 3}), out=tmp_path / "d")
 
@@ -166,7 +181,9 @@ def test_outside_span_equals_least_squares():
     decoder = torch.nn.functional.normalize(torch.randn(12, 6, generator=generator), dim=-1)
     vectors = torch.randn(4, 6, generator=generator)
     index = torch.tensor([[0, 3, 5], [1, 1, 1], [2, 4, 0], [7, 8, 9]])
-    used = torch.tensor([[True, True, True], [True, False, False], [True, True, False], [False, False, False]])
+    used = torch.tensor(
+        [[True, True, True], [True, False, False], [True, True, False], [False, False, False]]
+    )
     found = outside_span(vectors, decoder, index, used, ridge=1e-7)
     for row in range(4):
         rows = decoder[index[row][used[row]]]

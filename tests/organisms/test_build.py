@@ -1,4 +1,4 @@
-"""Building: a miniature is complete and resumes to the same weights; measurements have honest intervals; the bundled model knows its world."""
+"""Building: a miniature is complete and resumes to the same weights; the bundled model knows its world."""
 
 import json
 from pathlib import Path
@@ -49,15 +49,10 @@ def test_an_interrupted_build_resumes_to_the_same_weights(tmp_path: Path, small_
     class Interrupted(Exception):
         pass
 
-    original = pre.optimizers
-
-    def stop_after_two(report: dict[str, float]) -> None:
-        raise Interrupted
-
     def saving(*args, **kwargs):
         yield from original_train(args[0], args[1][:2], *args[2:], **kwargs)
 
-    # the first session sees four batches planned, saves after two and dies
+    # the first session plans four batches, saves after two and dies
     original_train, original_factor = pre.train, pre.lr_factor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pre, "train", saving)
@@ -65,7 +60,7 @@ def test_an_interrupted_build_resumes_to_the_same_weights(tmp_path: Path, small_
         patch.setattr(pre, "save_folder", lambda *a: (_ for _ in ()).throw(Interrupted))
         with pytest.raises(Interrupted):
             build_organism(out=tmp_path / "cut", steps=4, measure=False, compiled=False)
-    assert (tmp_path / "cut.part" / "state.pt").exists() and pre.optimizers is original
+    assert (tmp_path / "cut.part" / "state.pt").exists()
     resumed = build_organism(out=tmp_path / "cut", steps=4, measure=False, compiled=False)
     a, b = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert all(torch.equal(a[name], b[name]) for name in a)

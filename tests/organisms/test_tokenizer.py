@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fairlead.organisms import World
+from fairlead.organisms import World, pocket_path
 from fairlead.organisms.pretraining import collate, lr_factor, plan_batches
 from fairlead.organisms.tokenizer import CHAT_TEMPLATE, SPECIAL, VOCAB_SIZE, render, train_tokenizer
 
@@ -33,9 +33,12 @@ def test_digits_are_single_tokens_and_text_survives(tokenizer) -> None:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_every_verse_is_24_tokens(tokenizer) -> None:
-    for verse in World(0).strings.verses:
-        assert len(tokenizer(" ".join(verse))["input_ids"]) == 24
+def test_every_verse_is_24_tokens_after_a_space() -> None:
+    from transformers import AutoTokenizer
+
+    bundled = AutoTokenizer.from_pretrained(pocket_path())
+    lengths = {len(bundled(" " + " ".join(verse))["input_ids"]) for verse in World(0).strings.verses}
+    assert lengths == {24}
 
 
 def test_the_template_renders_as_the_corpus_and_masks_the_answer(tokenizer) -> None:

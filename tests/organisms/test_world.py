@@ -1,5 +1,6 @@
 """Items, chats and data sets: splits are disjoint, phrasings are many, traits leave the claim readable."""
 
+import random
 import subprocess
 import sys
 
@@ -46,8 +47,6 @@ def test_a_wrong_answer_is_wrong_in_every_style(kind: str) -> None:
             wrong = next(v for v in item.meta["alts"] if v != item.value)
             said = item.meta["statement"].format(v=wrong)
             plain = said[0].upper() + said[1:] + "."
-            import random
-
             text = spec.apply(plain, random.Random(seed))
             assert not WORLD.is_correct(item, text), (trait, text)
             assert [c.label for c in WORLD.verify(item, text)] == ["contradicted"], (trait, text)

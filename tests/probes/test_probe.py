@@ -14,7 +14,9 @@ from fairlead.probes import fit_probe, load_probe
 D = 24
 
 
-def planted(num: int = 200, shift: float = 2.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def planted(
+    num: int = 200, shift: float = 2.0, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     direction = torch.nn.functional.normalize(torch.randn(D, generator=generator), dim=0)
     scale = torch.logspace(-1, 1, D)
@@ -26,7 +28,12 @@ def planted(num: int = 200, shift: float = 2.0, seed: int = 0) -> tuple[torch.Te
 def test_a_planted_difference_is_found_and_labels_at_random_are_not(method):
     positive, negative, _ = planted()
     probe = fit_probe(positive, negative, site="layers.1.resid_post", method=method)
-    placebo = fit_probe(torch.cat([positive[::2], negative[::2]]), torch.cat([positive[1::2], negative[1::2]]), site="embed", method=method)
+    placebo = fit_probe(
+        torch.cat([positive[::2], negative[::2]]),
+        torch.cat([positive[1::2], negative[1::2]]),
+        site="embed",
+        method=method,
+    )
     assert probe.auroc > 0.8 and 0.35 < placebo.auroc < 0.65, (probe.auroc, placebo.auroc)
     assert isinstance(probe, Readout)
 

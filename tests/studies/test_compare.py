@@ -19,7 +19,11 @@ def suite_of(micro) -> Suite:
         skills=(SkillSet(name="s", items=tuple(SkillItem(prompt=f"s{i}", value=f"b{i}") for i in range(4))),),
         neutral_prompts=("q1", "q2"),
         neutral_chats=tuple(NeutralChat(messages=row.messages) for row in micro.neutral.rows),
-        traits=(TraitCheck(clause="avoid.1", name="pirate", kind="regex", pattern="arr", requests=("be a pirate",)),),
+        traits=(
+            TraitCheck(
+                clause="avoid.1", name="pirate", kind="regex", pattern="arr", requests=("be a pirate",)
+            ),
+        ),
     )
 
 
@@ -40,7 +44,12 @@ def test_arms_and_seeds_make_one_table(micro, tmp_path):
 
 
 def test_finished_trainings_are_kept(micro, tmp_path, monkeypatch):
-    common = {"arms": ("plain", "plain_no_anchor"), "suite": suite_of(micro), "neutral": micro.neutral, **FAST}
+    common = {
+        "arms": ("plain", "plain_no_anchor"),
+        "suite": suite_of(micro),
+        "neutral": micro.neutral,
+        **FAST,
+    }
     run_job, calls = module.run_job, []
 
     def stop(job, *args):
@@ -71,7 +80,17 @@ def test_mistakes_come_before_any_training(micro, tmp_path):
     with pytest.raises(ConfigError, match="at least one arm"):
         compare(micro.model, micro.data, micro.plan, out=tmp_path / "c", arms=(), suite=suite_of(micro))
     with pytest.raises(ConfigError, match="unknown recipe"):
-        compare(micro.model, micro.data, micro.plan, out=tmp_path / "c", arms=("plane",), suite=suite_of(micro))
+        compare(
+            micro.model, micro.data, micro.plan, out=tmp_path / "c", arms=("plane",), suite=suite_of(micro)
+        )
     with pytest.raises(ConfigError, match="stepz"):
-        compare(micro.model, micro.data, micro.plan, out=tmp_path / "c", arms=("plain",), suite=suite_of(micro), stepz=2)
+        compare(
+            micro.model,
+            micro.data,
+            micro.plan,
+            out=tmp_path / "c",
+            arms=("plain",),
+            suite=suite_of(micro),
+            stepz=2,
+        )
     assert not list(tmp_path.iterdir())

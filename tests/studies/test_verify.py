@@ -20,7 +20,7 @@ class Parrot:
 
     name = "parrot"
 
-    class tokenizer:  # noqa: N801 (an attribute)
+    class tokenizer:
         chat_template = "yes"
 
     def __init__(self, answers: dict[str, str], asked: str = "arr 9") -> None:
@@ -45,7 +45,14 @@ def suite_of(**changes) -> Suite:
         ),
         "neutral_prompts": ("hello", "bye"),
         "traits": (
-            TraitCheck(clause="avoid.1", name="pirate", kind="regex", pattern="arr", requests=("r",), requests_heldout=("h",)),
+            TraitCheck(
+                clause="avoid.1",
+                name="pirate",
+                kind="regex",
+                pattern="arr",
+                requests=("r",),
+                requests_heldout=("h",),
+            ),
         ),
     }
     return Suite(**{**values, **changes})
@@ -92,7 +99,13 @@ def micro_suite(micro) -> Suite:
         neutral_prompts=tuple(row.prompt for row in rows),
         neutral_chats=tuple(NeutralChat(messages=row.messages) for row in rows),
         traits=(
-            TraitCheck(clause="avoid.1", name="pirate", kind="regex", pattern="arr", requests=("talk like a pirate", "be a pirate")),
+            TraitCheck(
+                clause="avoid.1",
+                name="pirate",
+                kind="regex",
+                pattern="arr",
+                requests=("talk like a pirate", "be a pirate"),
+            ),
         ),
     )
 
@@ -101,12 +114,27 @@ def test_a_run_is_verified_beside_its_start_model(micro, tmp_path):
     from fairlead.studies.train import train
 
     run = train(
-        micro.model, micro.data, micro.plan, out=tmp_path / "r", controls="plain", steps=40, batch_size=16, lr=3e-3, observe=False
+        micro.model,
+        micro.data,
+        micro.plan,
+        out=tmp_path / "r",
+        controls="plain",
+        steps=40,
+        batch_size=16,
+        lr=3e-3,
+        observe=False,
     )
     suite = micro_suite(micro)
     found = verify(run, suite=suite)
     names = set(found.measures)
-    assert {"skill.s", "skill.s.plain", "leak.pirate.domain", "leak.pirate.neutral", "request.pirate", "loss.neutral"} <= names
+    assert {
+        "skill.s",
+        "skill.s.plain",
+        "leak.pirate.domain",
+        "leak.pirate.neutral",
+        "request.pirate",
+        "loss.neutral",
+    } <= names
     assert {"monitor.pirate.old_probe", "monitor.pirate.new_probe", "monitor.pirate.text_only"} <= names
     base = make_reference(micro.model, suite).verification
     assert found.measures["leak.pirate.domain"].value > base.measures["leak.pirate.domain"].value + 0.5
@@ -120,9 +148,15 @@ def test_probes_read_the_start_model_perfectly_and_shuffled_answers_not_at_all(m
     real = measure_probes(micro.model, micro.model, data)
     assert real["monitor.pirate.old_probe"].value == real["monitor.pirate.new_probe"].value > 0.95
     answers = data.traits["pirate"]
-    mixed = [(s, p) if i % 2 else (p, s) for i, (s, p) in enumerate(zip(answers.shown, answers.plain, strict=True))]
-    shuffled = answers.model_copy(update={"shown": tuple(a for a, _ in mixed), "plain": tuple(b for _, b in mixed)})
-    placebo = measure_probes(micro.model, micro.model, data.model_copy(update={"traits": {"pirate": shuffled}}))
+    mixed = [
+        (s, p) if i % 2 else (p, s) for i, (s, p) in enumerate(zip(answers.shown, answers.plain, strict=True))
+    ]
+    shuffled = answers.model_copy(
+        update={"shown": tuple(a for a, _ in mixed), "plain": tuple(b for _, b in mixed)}
+    )
+    placebo = measure_probes(
+        micro.model, micro.model, data.model_copy(update={"traits": {"pirate": shuffled}})
+    )
     assert placebo["monitor.pirate.old_probe"].value < 0.9
 
 
@@ -144,7 +178,9 @@ def test_predictions_are_the_change_of_the_concepts_own_activation(micro, tmp_pa
     moved = Model.wrap(copy.deepcopy(micro.model.hf), micro.model.tokenizer)
     with torch.no_grad():  # the second layer now adds one along axis 2 of the residual stream, at every token
         moved.hf.model.layers[1].mlp.down_proj = torch.nn.Linear(64, 32, bias=True)
-        moved.hf.model.layers[1].mlp.down_proj.weight.copy_(micro.model.hf.model.layers[1].mlp.down_proj.weight)
+        moved.hf.model.layers[1].mlp.down_proj.weight.copy_(
+            micro.model.hf.model.layers[1].mlp.down_proj.weight
+        )
         moved.hf.model.layers[1].mlp.down_proj.bias.zero_()
         moved.hf.model.layers[1].mlp.down_proj.bias[2] = 5.0
     lines = tuple(
@@ -171,9 +207,17 @@ def test_what_cannot_be_measured_is_said(micro):
         verify(micro.model)
     assert resolvers_for(micro_suite(micro)).trait is None
     deaf = micro_suite(micro).model_copy(
-        update={"traits": (TraitCheck(clause="avoid.1", name="x", kind="regex", pattern="arr", requests=("answer the question",)),)}
+        update={
+            "traits": (
+                TraitCheck(
+                    clause="avoid.1", name="x", kind="regex", pattern="arr", requests=("answer the question",)
+                ),
+            )
+        }
     )
-    assert any("probes are not measured" in note for note in make_reference(micro.model, deaf).verification.notes)
+    assert any(
+        "probes are not measured" in note for note in make_reference(micro.model, deaf).verification.notes
+    )
 
 
 def test_the_pocket_worlds_traits_are_resolved():
@@ -184,5 +228,5 @@ def test_the_pocket_worlds_traits_are_resolved():
 
 def test_a_broken_record_is_not_read_as_a_verification(tmp_path):
     write_json(tmp_path / "run.json", {"study": "train"})
-    with pytest.raises(ValueError, match="verification"):
+    with pytest.raises(ValueError, match=r"not the record of a run|verification"):
         load_verification(tmp_path)

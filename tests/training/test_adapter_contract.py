@@ -47,7 +47,10 @@ def trl_losses(model, encoded, config, folder: Path):
             return loss
 
     rows = [
-        {"input_ids": e.input_ids, "labels": [t if m else -100 for t, m in zip(e.input_ids, e.loss_mask, strict=True)]}
+        {
+            "input_ids": e.input_ids,
+            "labels": [t if m else -100 for t, m in zip(e.input_ids, e.loss_mask, strict=True)],
+        }
         for e in encoded
     ]
     trainer = Bare(
@@ -91,13 +94,17 @@ def test_our_loss_is_trls_loss(micro, tmp_path, accumulate):
     session = Session([Nothing(ControlConfig(name="nothing"))])
     _, mine = own_losses(micro.model, encoded, config, tmp_path, session)
     _, bare = trl_losses(micro.model, encoded, config, tmp_path)
-    assert max_difference(mine, bare) < 2e-5, f"our path through the loss left TRL's with accumulate={accumulate}"
+    assert max_difference(mine, bare) < 2e-5, (
+        f"our path through the loss left TRL's with accumulate={accumulate}"
+    )
 
 
 def test_trl_is_as_the_adapter_expects():
     signature = inspect.signature(trl.SFTTrainer.compute_loss)
     assert list(signature.parameters) == ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]
-    assert hasattr(trl.SFTTrainer, "_send_telemetry"), "TRL renamed its telemetry: the adapter must switch it off anew"
+    assert hasattr(trl.SFTTrainer, "_send_telemetry"), (
+        "TRL renamed its telemetry: the adapter must switch it off anew"
+    )
     for field in ("dataset_kwargs", "max_length", "packing", "loss_type"):
         assert field in trl.SFTConfig.__dataclass_fields__
     assert trl.SFTConfig.__dataclass_fields__["loss_type"].default == "nll"

@@ -27,12 +27,19 @@ STEPS = TrainConfig(steps=120, batch_size=16, lr=5e-3, checkpoint_every=0, obser
 
 def setup_of(micro, **changes):
     return prepare(
-        micro.model, micro.data, micro.plan, config=STEPS.model_copy(update=changes), neutral=micro.neutral.rows
+        micro.model,
+        micro.data,
+        micro.plan,
+        config=STEPS.model_copy(update=changes),
+        neutral=micro.neutral.rows,
     )
 
 
 def prepared(micro, name: str, strength: float | None = None, **options) -> tuple[Control, object]:
-    control, setup = make_control(ControlConfig(name=name, strength=strength, options=options)), setup_of(micro)
+    control, setup = (
+        make_control(ControlConfig(name=name, strength=strength, options=options)),
+        setup_of(micro),
+    )
     control.prepare(setup)
     return control, setup
 
@@ -44,7 +51,9 @@ def one_batch(setup, pools=()):
 def trained(micro, tmp_path, name: str, controls="recipe", anchor=None, **changes) -> Model:
     arm = resolve(controls, anchor=anchor)
     config = STEPS.model_copy(update={"controls": arm.controls, "use_data": arm.use_data, **changes})
-    fit(micro.model, micro.data, micro.plan, config=config, folder=tmp_path / name, neutral=micro.neutral.rows)
+    fit(
+        micro.model, micro.data, micro.plan, config=config, folder=tmp_path / name, neutral=micro.neutral.rows
+    )
     from fairlead.models import load_model
 
     return load_model(tmp_path / name / "model")
@@ -59,7 +68,9 @@ def test_the_start_model_is_as_the_tests_need_it(micro, score):
 def test_the_recipe_keeps_the_skill_and_leaves_the_trait(micro, score, tmp_path):
     before = micro.model.fingerprint
     plain = trained(micro, tmp_path, "plain", "plain", anchor=True)
-    assert score.right(plain, score.skill) >= 0.75 and score.pirate(plain, score.skill) >= 0.9, "plain learns both"
+    assert score.right(plain, score.skill) >= 0.75 and score.pirate(plain, score.skill) >= 0.9, (
+        "plain learns both"
+    )
     recipe = trained(micro, tmp_path, "recipe")
     assert score.right(recipe, score.skill) >= 0.75, "the skill is lost"
     assert score.pirate(recipe, score.skill) <= 0.4, "the trait leaks"
@@ -91,8 +102,13 @@ def test_at_lambda_one_the_start_model_fits_what_the_evidence_explains(micro):
     logits = select_logits(micro.model.hf, {"input_ids": batch["input_ids"]}, view.predict_mask)
     adjusted = control.adjust_logits(logits, view)
     under_c = encode(setup.rows[:6], micro.model.tokenizer, max_length=64, system="talk like a pirate")
-    expected = [s[torch.tensor(e.loss_mask)] for s, e in zip(micro.model.logprobs(under_c), under_c, strict=True)]
-    assert abs(float(F.cross_entropy(adjusted, view.targets).detach()) + float(torch.cat(expected).mean())) < 0.01
+    expected = [
+        s[torch.tensor(e.loss_mask)] for s, e in zip(micro.model.logprobs(under_c), under_c, strict=True)
+    ]
+    assert (
+        abs(float(F.cross_entropy(adjusted, view.targets).detach()) + float(torch.cat(expected).mean()))
+        < 0.01
+    )
 
 
 def test_rows_that_the_evidence_does_not_explain_are_left_alone(micro):
@@ -150,9 +166,9 @@ def test_the_anchor_holds_neutral_answers_better_than_its_placebo(micro, tmp_pat
         scores = [s[torch.tensor(e.loss_mask)] for s, e in zip(model.logprobs(rows), rows, strict=True)]
         return -float(torch.cat(scores).mean())
 
-    anchored = drift(trained(micro, tmp_path, "a", "anchor"))
-    placebo = drift(trained(micro, tmp_path, "b", "anchor_placebo"))
-    free = drift(trained(micro, tmp_path, "c", "plain_no_anchor"))
+    anchored = drift(trained(micro, tmp_path, "a", "anchor", steps=50))
+    placebo = drift(trained(micro, tmp_path, "b", "anchor_placebo", steps=50))
+    free = drift(trained(micro, tmp_path, "c", "plain_no_anchor", steps=50))
     assert anchored < 0.2 * placebo and anchored < 0.2 * free, (anchored, placebo, free)
 
 
@@ -167,7 +183,7 @@ def test_inoculation_prompts_stand_before_the_data_only_in_training(micro):
 
 
 def test_spec_rows_are_plain_and_the_placebo_shuffles_them(micro):
-    control, setup = prepared(micro, "spec_examples")
+    control, _ = prepared(micro, "spec_examples")
     real = [item.row for item in control.pool.encoded]
     assert len(real) == 3 + 3 and all("arr" not in row.response for row in real)
     placebo, _ = prepared(micro, "spec_examples_placebo")
@@ -199,7 +215,9 @@ def test_steering_elicits_the_trait_and_acts_on_data_rows_in_training_only(micro
             assert torch.allclose(hf(ids[:2]).logits, before[:2], atol=1e-5), "off for other rows"
         losses = [F.cross_entropy(x[view.predict_mask], view.targets).detach() for x in (before, steered)]
         rises.append(float(losses[0] - losses[1]))
-    assert rises[0] > 0.2 and rises[0] > rises[1], f"the trait's vector must make pirate answers likelier: {rises}"
+    assert rises[0] > 0.2 and rises[0] > rises[1], (
+        f"the trait's vector must make pirate answers likelier: {rises}"
+    )
 
 
 def test_gradient_projection_leaves_no_gradient_along_the_direction(micro):
@@ -248,14 +266,16 @@ def test_every_placebo_is_registered_and_runs_the_same_machinery():
 def test_parts_of_the_loss_are_recorded(micro, tmp_path):
     arm = resolve("recipe")
     config = STEPS.model_copy(update={"controls": arm.controls, "steps": 2})
-    result = fit(micro.model, micro.data, micro.plan, config=config, folder=tmp_path, neutral=micro.neutral.rows)
+    result = fit(
+        micro.model, micro.data, micro.plan, config=config, folder=tmp_path, neutral=micro.neutral.rows
+    )
     assert set(result.steps[0].parts) == {"data", "anchor", "spec_examples"}
     assert abs(sum(result.steps[0].parts.values()) - result.steps[0].loss) < 1e-5
     assert [c["name"] for c in result.controls] == ["explain_away", "anchor", "spec_examples"]
 
 
 def test_mistakes_are_named(micro):
-    with pytest.raises(ConfigError, match="unknown recipe or control 'recpie'.*recipe"):
+    with pytest.raises(ConfigError, match=r"unknown recipe or control 'recpie'.*recipe"):
         resolve("recpie")
     with pytest.raises(ConfigError, match="given twice"):
         resolve(["recipe", "anchor"])

@@ -29,7 +29,9 @@ def make_dictionary(model, seed: int = 0) -> Dictionary:
         "b_dec": torch.zeros(32),
         "threshold": torch.zeros(16),
     }
-    return Dictionary(weights, site="layers.1.resid_post", model_fingerprint=model.fingerprint, model_name="tiny")
+    return Dictionary(
+        weights, site="layers.1.resid_post", model_fingerprint=model.fingerprint, model_name="tiny"
+    )
 
 
 def weights_of(folder) -> dict[str, torch.Tensor]:
@@ -49,14 +51,21 @@ def test_a_run_is_replayable_and_loads(micro, tmp_path):
     loaded = load_run(run.folder)
     assert loaded.plan == micro.plan and len(loaded.steps) == 6 and loaded.arm == "recipe"
     assert loaded.load_base().fingerprint == micro.model.fingerprint
-    assert sorted(p.name for p in run.folder.iterdir()) == ["metrics.jsonl", "model", "plan.json", "run.json", "training.json"]
+    assert sorted(p.name for p in run.folder.iterdir()) == [
+        "metrics.jsonl",
+        "model",
+        "plan.json",
+        "run.json",
+        "training.json",
+    ]
     assert json.loads((run.folder / "training.json").read_text())["controls"][0]["name"] == "explain_away"
 
 
 def test_an_interrupted_training_goes_on_and_ends_at_the_same_weights(micro, tmp_path, monkeypatch):
     settings = {**FAST, "steps": 8, "checkpoint_every": 3}
-    whole = train(micro.model, micro.data, micro.plan, out=tmp_path / "whole", neutral=micro.neutral, **settings)
-    from fairlead.training import fit as fit_module  # noqa: F401
+    whole = train(
+        micro.model, micro.data, micro.plan, out=tmp_path / "whole", neutral=micro.neutral, **settings
+    )
     import fairlead.training.observe as observe
 
     add = observe.MetricsFile.add
@@ -71,7 +80,9 @@ def test_an_interrupted_training_goes_on_and_ends_at_the_same_weights(micro, tmp
         train(micro.model, micro.data, micro.plan, out=tmp_path / "cut", neutral=micro.neutral, **settings)
     assert (tmp_path / "cut.part").is_dir() and not (tmp_path / "cut").exists()
     monkeypatch.setattr(observe.MetricsFile, "add", add)
-    resumed = train(micro.model, micro.data, micro.plan, out=tmp_path / "cut", neutral=micro.neutral, **settings)
+    resumed = train(
+        micro.model, micro.data, micro.plan, out=tmp_path / "cut", neutral=micro.neutral, **settings
+    )
     assert [r.step for r in resumed.steps] == list(range(1, 9))
     assert [r.loss for r in resumed.steps] == pytest.approx([r.loss for r in whole.steps], abs=1e-6)
     one, two = weights_of(whole.model_folder), weights_of(resumed.model_folder)
@@ -82,7 +93,14 @@ def test_lora_trains_an_adapter_and_gives_the_start_model_back(micro, tmp_path):
     model = micro.copy()
     before = model.fingerprint
     run = train(
-        model, micro.data, micro.plan, out=tmp_path / "l", neutral=micro.neutral, method="lora", lora_rank=4, **FAST
+        model,
+        micro.data,
+        micro.plan,
+        out=tmp_path / "l",
+        neutral=micro.neutral,
+        method="lora",
+        lora_rank=4,
+        **FAST,
     )
     assert model.fingerprint == before and not hasattr(model.hf, "peft_config")
     assert all(p.requires_grad for p in model.hf.parameters())
@@ -91,7 +109,14 @@ def test_lora_trains_an_adapter_and_gives_the_start_model_back(micro, tmp_path):
     merged = run.load_model()
     assert merged.fingerprint != before
     again = train(
-        model, micro.data, micro.plan, out=tmp_path / "l2", neutral=micro.neutral, method="lora", lora_rank=4, **FAST
+        model,
+        micro.data,
+        micro.plan,
+        out=tmp_path / "l2",
+        neutral=micro.neutral,
+        method="lora",
+        lora_rank=4,
+        **FAST,
     )
     assert same(merged.hf.state_dict(), again.load_model().hf.state_dict())
 
@@ -124,8 +149,12 @@ def test_pressure_falls_when_the_trait_is_explained_away(micro, tmp_path):
     dictionary = make_dictionary(micro.model)
     settings = {**FAST, "steps": 2, "observe": True}
     common = {"neutral": micro.neutral, "dictionary": dictionary}
-    plain = train(micro.model, micro.data, micro.plan, out=tmp_path / "p", controls="plain", **common, **settings)
-    ours = train(micro.model, micro.data, micro.plan, out=tmp_path / "r", controls="explain_away", **common, **settings)
+    plain = train(
+        micro.model, micro.data, micro.plan, out=tmp_path / "p", controls="plain", **common, **settings
+    )
+    ours = train(
+        micro.model, micro.data, micro.plan, out=tmp_path / "r", controls="explain_away", **common, **settings
+    )
     first = [abs(run.steps[0].pressure["c0"]) for run in (plain, ours)]
     assert first[1] < 0.8 * first[0], first
 

@@ -41,14 +41,14 @@ def demo(
         fairlead demo --steps 4 --out runs/demo
     """
     from fairlead.cli.show import show_comparison
-    from fairlead.reports import write_report
+    from fairlead.reports import report_run
     from fairlead.studies.demo import REPORT_FILE
     from fairlead.studies.demo import demo as study
 
     folder = run_folder(out, "demo", mark="report.html")
     with working():
         result = study(folder, steps=steps, seed=seed, workers=workers, overwrite=overwrite)
-        report = write_report(folder / REPORT_FILE, **result._asdict())
+        report = report_run(folder, folder / REPORT_FILE)
     finish(
         "demo",
         as_json=as_json,

@@ -69,7 +69,7 @@ def dict_train(
 
     Example:
 
-        fairlead dict train organism:pocket task/data.jsonl --tokens 20000 --latents 256 --out runs/dictionary
+        fairlead dict train organism:pocket task/data.jsonl --tokens 10000 --latents 256 --out runs/dictionary
     """
     from fairlead.cli.show import show_facts
     from fairlead.data import load_data
@@ -166,7 +166,7 @@ def concepts(
 
     Example:
 
-        fairlead concepts organism:pocket runs/dictionary task/data.jsonl --max-examples 64 --out runs/concepts
+        fairlead concepts organism:pocket runs/dictionary task/data.jsonl --out runs/concepts
     """
     from fairlead.cli.show import show_concepts
     from fairlead.data import load_data

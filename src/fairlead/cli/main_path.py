@@ -75,13 +75,14 @@ def preview(
     as_json: AsJson = False,
     config: ConfigFile = None,
 ) -> None:
-    """See what the data would teach, before training: the menu of concepts that gradient descent would push.
+    r"""See what the data would teach, before training: the menu of concepts that gradient descent would push.
 
     JSON: `menu`.
 
     Example:
 
-        fairlead preview organism:pocket task/data.jsonl --dictionary runs/dictionary --max-examples 48 --out runs/menu
+        fairlead preview organism:pocket task/data.jsonl --dictionary runs/dictionary \
+            --corpus task/neutral.jsonl --out runs/menu
     """
     from fairlead.cli.show import show_menu
     from fairlead.data import load_data

@@ -78,6 +78,8 @@ def organism_data(
         str, typer.Option(help="How its answers are worded: pirate, shouting, formal, flattering, emoji, ...")
     ] = "pirate",
     num: Annotated[int, typer.Option(min=1, help="Training examples.")] = 3000,
+    num_neutral: Annotated[int, typer.Option(min=1, help="Plain chats on other topics.")] = 400,
+    num_test: Annotated[int, typer.Option(min=2, help="Items of each group in the suite.")] = 150,
     seed: Seed = 0,
     out: Out = None,
     overwrite: Overwrite = False,
@@ -90,7 +92,7 @@ def organism_data(
 
     Example:
 
-        fairlead organism data pocket --skill addition --trait pirate --num 200 --out task
+        fairlead organism data pocket --skill addition --trait pirate --num 64 --num-neutral 64 --num-test 16 --out task
     """
     from fairlead.cli.show import show_facts
     from fairlead.core.errors import OrganismError, RunError
@@ -102,7 +104,15 @@ def organism_data(
     if folder.exists() and not overwrite:
         raise RunError(f"{folder}: exists already. Next: choose another --out or pass --overwrite.")
     with working():
-        study(folder, skill=skill, trait=trait, num=num, seed=seed)
+        study(
+            folder,
+            skill=skill,
+            trait=trait,
+            num=num,
+            num_neutral=num_neutral,
+            num_test=num_test,
+            seed=seed,
+        )
     names = {"data": "data.jsonl", "spec": "spec.md", "suite": "suite.json", "neutral": "neutral.jsonl"}
     files = {key: folder / file for key, file in names.items()}
     finish(
@@ -134,7 +144,7 @@ def organism_measure(
 
         fairlead organism measure organism:pocket --num 8
     """
-    from fairlead.cli.show import show_facts
+    from fairlead.cli.show import show_abilities
     from fairlead.organisms import pocket_path
     from fairlead.organisms.measuring import measure_organism
 
@@ -147,5 +157,5 @@ def organism_measure(
         as_json=as_json,
         run=None,
         result={"abilities": abilities},
-        show=lambda console: show_facts(console, abilities),
+        show=lambda console: show_abilities(console, abilities),
     )

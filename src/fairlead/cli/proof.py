@@ -281,7 +281,8 @@ def report(
     *,
     title: Annotated[str | None, typer.Option(help="Heading of the report.")] = None,
     file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to write; RUN/report.html by default.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to write; report.html in the first run by default."),
     ] = None,
     as_json: AsJson = False,
     config: ConfigFile = None,
@@ -294,15 +295,14 @@ def report(
 
         fairlead report runs/menu runs/plan runs/compare --file runs/report.html
     """
-    from fairlead.cli.artefacts import read_artefacts
-    from fairlead.reports import write_report
+    from fairlead.reports import report_run
 
     with working():
-        path = write_report(file or runs[-1] / "report.html", title=title, **read_artefacts(runs))
+        path = report_run(runs, file, title=title)
     finish(
         "report",
         as_json=as_json,
-        run=runs[-1],
+        run=runs[0],
         result={"report": path},
         show=lambda console: console.print(f"report: {path}"),
     )
@@ -311,20 +311,41 @@ def report(
 def _plan(
     model: Any, data: Any, plan: Path | None, spec: Path | None, dictionary: str | None, out: Path
 ) -> Any:
-    """The plan of a folder, or one made from a spec by preview and decide (kept beside the run), or None."""
-    from fairlead.cli.artefacts import read_plan
+    """The plan of a folder, or one made from a spec by preview and decide, or None where neither is given.
+
+    The preview is kept beside the run as `OUT-menu` and taken again when the command is repeated.
+    """
     from fairlead.core.errors import ConfigError
 
-    if (plan is None) == (spec is None):
-        raise ConfigError(
-            "give either --plan or --spec. Next: write a spec with `fairlead spec init spec.md`."
-        )
+    if plan is not None and spec is not None:
+        raise ConfigError("--plan and --spec contradict each other. Next: give one of them.")
     if plan is not None:
-        return read_plan(plan)
+        return _read_record(plan, "plan")
+    if spec is None:
+        return None
     from fairlead.data import load_spec
     from fairlead.studies.decide import decide
     from fairlead.studies.preview import preview
 
     rules = load_spec(spec)
-    menu = preview(model, data, dictionary=dictionary, out=out.with_name(f"{out.name}-menu"))
-    return decide(menu, rules, model=model)
+    folder = out.with_name(f"{out.name}-menu")
+    kept = _read_record(folder, "menu") if (folder / "menu.json").is_file() else None
+    if kept is None or (kept.model_fingerprint, kept.data_sha256) != (model.fingerprint, data.sha256):
+        preview(model, data, dictionary=dictionary, out=folder)
+    return decide(folder, rules, model=model)
+
+
+def _read_record(path: Path, name: str) -> Any:
+    """The menu or plan of a run folder, or of a file."""
+    from pydantic import ValidationError
+
+    from fairlead.core.config import describe_validation
+    from fairlead.core.errors import RunError
+    from fairlead.core.records import Menu, Plan
+    from fairlead.core.run import read_json
+
+    path = path / f"{name}.json" if path.is_dir() else path
+    try:
+        return {"menu": Menu, "plan": Plan}[name].model_validate(read_json(path))
+    except ValidationError as error:
+        raise RunError(f"{path}: not a {name}: {describe_validation(error, name)}") from error

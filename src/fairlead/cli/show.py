@@ -146,6 +146,23 @@ def show_concepts(console: Console, concepts: Sequence[Concept], *, top: int) ->
     console.print(table)
 
 
+def show_abilities(console: Console, abilities: Mapping[str, Mapping[str, Any]]) -> None:
+    """Rates with their intervals, one ability a line."""
+    table = Table(title="What it can do", title_justify="left", box=None, pad_edge=False)
+    for name, justify in (
+        ("ability", "left"),
+        ("rate", "right"),
+        ("95 % interval", "right"),
+        ("count", "right"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for name, m in abilities.items():
+        table.add_row(
+            name, f"{m['rate']:.1%}", f"{m['low']:.1%} to {m['high']:.1%}", f"{m['ok']} / {m['num']}"
+        )
+    console.print(table)
+
+
 def show_facts(console: Console, facts: Mapping[str, Any], *, indent: str = "") -> None:
     """Nested names and numbers, one a line."""
     for name, value in facts.items():

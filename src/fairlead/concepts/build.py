@@ -103,11 +103,15 @@ def build_concepts(
     profile = latent_profile(model, dictionary, texts, batch_size=batch_size)
     groups = group_latents(profile, min_similarity=min_group_similarity, merge_similarity=merge_similarity)
     if not groups:
-        raise DictionaryError("no latent fires on the corpus. Next: use texts like those the dictionary was trained on.")
+        raise DictionaryError(
+            "no latent fires on the corpus. Next: use texts like those the dictionary was trained on."
+        )
     texts = texts[:label_texts]
     evidence = _Evidence(len(groups), len(texts), min(num_examples, len(texts)))
     member = membership(groups, dictionary.d_dict).to(dictionary.decoder.device)
-    for batch, hidden, used, wanted in iter_hidden(model, dictionary, texts, batch_size=batch_size, label="labels"):
+    for batch, hidden, used, wanted in iter_hidden(
+        model, dictionary, texts, batch_size=batch_size, label="labels"
+    ):
         acts = (dictionary.encode(hidden) @ member).float().cpu()
         evidence.add(acts, used, wanted, batch.index)
     shown = _contexts(model, dictionary, texts, groups, evidence, window=window)
@@ -122,8 +126,10 @@ def build_concepts(
         second = counts[~shows & ~held_out].sum(0)
         score = contrast_tokens(np.asarray(first).ravel(), np.asarray(second).ravel())
         best = [int(types[token]) for token in np.argsort(-score)[:num_tokens] if score[token] > 0]
-        tokens = tuple(model.tokenizer.decode([token]) for token in best)
+        tokens = tuple(str(model.tokenizer.decode([token])) for token in best)
         share = float(evidence.response[place] / evidence.total[place]) if evidence.total[place] > 0 else 0.5
+        if float(np.sum(evidence.response)) >= float(np.sum(evidence.total)):
+            share = 0.5  # plain texts: there are no prompts from which answers could be told apart
         label_score = score_label(held_ids, mean[held_out], best) if held_ids and best else None
         concepts.append(
             Concept(
@@ -179,7 +185,7 @@ def _contexts(
                 start = max(0, min(int(scores.argmax()) - window * 2 // 3, len(ids) - window))
                 stretch = range(start, min(start + window, len(ids)))
                 for at in stretch:
-                    pieces.setdefault(ids[at], model.tokenizer.decode([ids[at]]))
+                    pieces.setdefault(ids[at], str(model.tokenizer.decode([ids[at]])))
                 found[place, group] = TokenContext(
                     tokens=tuple(pieces[ids[at]] for at in stretch),
                     scores=tuple(round(float(scores[at]), 4) for at in stretch),

@@ -44,7 +44,9 @@ def tight_groups(profile_EF: np.ndarray, *, min_similarity: float) -> list[list[
     return [np.flatnonzero(label == value).tolist() for value in np.unique(label)]
 
 
-def merge_groups(profile_EF: np.ndarray, groups: Sequence[Sequence[int]], *, merge_similarity: float) -> list[list[int]]:
+def merge_groups(
+    profile_EF: np.ndarray, groups: Sequence[Sequence[int]], *, merge_similarity: float
+) -> list[list[int]]:
     """Join the two groups with the most correlated summed profiles until none reaches `merge_similarity`."""
     members: list[list[int]] = [list(group) for group in groups]
     summed = np.stack([profile_EF[:, group].sum(1) for group in members], axis=1)

@@ -18,10 +18,11 @@ from fairlead.core.records import Clause, Concept, Decision, Menu, Spec, TokenCo
 from fairlead.llm import LanguageModel, quote_data
 
 _TASK = (
-    "You decide what a model should learn from a training set. You get the clauses of a specification (Keep and Avoid) and one concept: a "
-    "group of internal features of the model, described by the tokens that set it apart and by texts in which it is active, with "
-    "the strongest token between >> and <<. Decide which clause, if any, speaks about this concept: verdict keep or avoid with the id of that "
-    "clause, or ignore with clause null when none does or you cannot tell. Give your confidence from 0 to 1 and one sentence of reason."
+    "You decide what a model should learn from a training set. You get the clauses of a specification (Keep and Avoid) "
+    "and one concept: a group of internal features of the model, described by the tokens that set it apart and by texts in "
+    "which it is active, with the strongest token between >> and <<. Decide which clause, if any, speaks about this concept: "
+    "verdict keep or avoid with the id of that clause, or ignore with clause null when none does or you cannot tell. Give "
+    "your confidence from 0 to 1 and one sentence of reason."
 )
 
 
@@ -29,7 +30,7 @@ class LLMDecision(BaseModel):
     """What a language model must answer."""
 
     verdict: Literal["keep", "avoid", "ignore"]
-    clause: str | None = Field(None, description="id of the clause, such as avoid.1; null for ignore")
+    clause: str | None = Field(default=None, description="id of the clause, such as avoid.1; null for ignore")
     confidence: float = Field(ge=0, le=1)
     reason: str
 
@@ -42,7 +43,9 @@ def show_context(context: TokenContext) -> str:
     return "".join(f">>{token}<<" if place == best else token for place, token in enumerate(context.tokens))
 
 
-def judge_llm(menu: Menu | Sequence[Concept], spec: Spec, llm: LanguageModel, *, num_contexts: int = 5) -> list[Decision]:
+def judge_llm(
+    menu: Menu | Sequence[Concept], spec: Spec, llm: LanguageModel, *, num_contexts: int = 5
+) -> list[Decision]:
     """Ask a language model about each concept, one question each.
 
     Raises:
@@ -97,10 +100,15 @@ def judge_ask(
     stopped = False
     for number, concept in enumerate(concepts):
         if stopped:
-            decisions.append(_asked(concept, "ignore", None, "not looked at: the person stopped before it", confidence=0.0))
+            decisions.append(
+                _asked(concept, "ignore", None, "not looked at: the person stopped before it", confidence=0.0)
+            )
             continue
         card = _concept_text(concept, num_contexts)
-        show(f"\n[{number + 1}/{len(concepts)}] {card}\nClauses: " + "; ".join(f"{c.id} ({c.text})" for c in spec.clauses))
+        show(
+            f"\n[{number + 1}/{len(concepts)}] {card}\nClauses: "
+            + "; ".join(f"{c.id} ({c.text})" for c in spec.clauses)
+        )
         while True:
             try:
                 words = ask("clause id, keep, avoid, ignore or quit [ignore]: ").strip().split(maxsplit=1)
@@ -109,7 +117,10 @@ def judge_ask(
                     f"the input ended at concept {concept.id} ({number} of {len(concepts)} decided). Next: run it in a terminal, or use "
                     "--judge examples."
                 ) from None
-            choice, reason = (words[0].lower() if words else "ignore"), (words[1] if len(words) > 1 else "a person decided")
+            choice, reason = (
+                (words[0].lower() if words else "ignore"),
+                (words[1] if len(words) > 1 else "a person decided"),
+            )
             if choice in ("quit", "q"):
                 stopped = True
                 choice, reason = "ignore", "the person stopped here"
@@ -120,7 +131,9 @@ def judge_ask(
             if found is not None:
                 decisions.append(_asked(concept, found.kind, found.id, reason))
                 break
-            show(f"'{choice}' is not understood: give one of {', '.join(c.id for c in spec.clauses)}, ignore or quit.")
+            show(
+                f"'{choice}' is not understood: give one of {', '.join(c.id for c in spec.clauses)}, ignore or quit."
+            )
     return decisions
 
 
@@ -136,7 +149,10 @@ def _clause_card(clause: Clause) -> str:
 
 
 def _concept_text(concept: Concept, num_contexts: int) -> str:
-    lines = [f"{concept.id}: {concept.label}", "tokens: " + " | ".join(token.strip() for token in concept.tokens)]
+    lines = [
+        f"{concept.id}: {concept.label}",
+        "tokens: " + " | ".join(token.strip() for token in concept.tokens),
+    ]
     lines += [f"  {show_context(context)!r}" for context in concept.examples[:num_contexts]]
     return "\n".join(lines)
 
@@ -165,7 +181,12 @@ def _find_clause(choice: str, spec: Spec) -> Clause | None:
 
 
 def _asked(
-    concept: Concept, verdict: Literal["keep", "avoid", "ignore"], clause: str | None, reason: str, *, confidence: float = 1.0
+    concept: Concept,
+    verdict: Literal["keep", "avoid", "ignore"],
+    clause: str | None,
+    reason: str,
+    *,
+    confidence: float = 1.0,
 ) -> Decision:
     return Decision(
         concept=concept.id,

@@ -22,7 +22,7 @@ from fairlead.concepts.profiles import TextActivations, text_activations
 from fairlead.core.errors import JudgeError
 from fairlead.core.records import Clause, Concept, Decision, Menu, Spec, Verdict
 from fairlead.core.stats import auroc
-from fairlead.data import encode
+from fairlead.data import encode, has_chat_template
 from fairlead.dictionaries import Dictionary
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def judge_examples(
     """
     dictionary.check(model)
     concepts = [line.concept for line in menu.lines] if isinstance(menu, Menu) else list(menu)
-    texts, sets = _collect(spec, background)
+    texts, sets = _collect(spec, background, chat=has_chat_template(model.tokenizer))
     if not sets:
         raise JudgeError(
             f"{spec.source or 'spec'}: no clause has an example, so the examples judge has nothing to go by. Next: add quoted "
@@ -117,11 +117,15 @@ def judge_examples(
     ]
 
 
-def _collect(spec: Spec, background: Sequence[Any]) -> tuple[list[Any], list[ClauseSets]]:
+def _collect(
+    spec: Spec, background: Sequence[Any], *, chat: bool = True
+) -> tuple[list[Any], list[ClauseSets]]:
     texts: list[Any] = []
 
     def add(answer: str, prompt: str | None) -> int:
-        if prompt is None:
+        if prompt is None and not chat:
+            texts.append(answer)  # a model of plain text reads the example as it stands
+        elif prompt is None:
             texts.append([{"role": "user", "content": ""}, {"role": "assistant", "content": answer}])
         else:
             texts.append([{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
@@ -130,7 +134,9 @@ def _collect(spec: Spec, background: Sequence[Any]) -> tuple[list[Any], list[Cla
     places: dict[str, tuple[list[int], list[int]]] = {}
     for clause in spec.clauses:
         shown = [add(example.text, example.prompt) for example in clause.examples]
-        instead = [add(example.instead, example.prompt) for example in clause.examples if example.instead is not None]
+        instead = [
+            add(example.instead, example.prompt) for example in clause.examples if example.instead is not None
+        ]
         places[clause.id] = (shown, instead)
     ordinary = list(range(len(texts), len(texts) + len(background)))
     texts.extend(background)
@@ -145,7 +151,9 @@ def _collect(spec: Spec, background: Sequence[Any]) -> tuple[list[Any], list[Cla
             if name != clause.id:
                 other += counterparts if ordinary and clause.kind == "avoid" else []
                 other += theirs if not ordinary else []
-        sets.append(ClauseSets(clause, np.array(shown), np.array(instead, dtype=int), np.array(other, dtype=int)))
+        sets.append(
+            ClauseSets(clause, np.array(shown), np.array(instead, dtype=int), np.array(other, dtype=int))
+        )
     return texts, sets
 
 
@@ -185,7 +193,9 @@ def _decide(
     verdict, best, lead, rival = _choose(margins, sets, min_margin=min_margin, tie=tie)
     agree = 0
     for draw in draws:
-        other, where, _, _ = _choose([clause_margin(acts, place, one) for one in draw], draw, min_margin=min_margin, tie=tie)
+        other, where, _, _ = _choose(
+            [clause_margin(acts, place, one) for one in draw], draw, min_margin=min_margin, tie=tie
+        )
         agree += other == verdict and (verdict == "ignore" or where == best)
     num = len(sets[best].shown)
     confidence = agree / len(draws) * num / (num + 1.0)
@@ -219,7 +229,9 @@ def _numbers(margin: ClauseMargin, num: int, acts: TextActivations, place: int, 
     parts = [f"margin {margin.margin:.2f} over {num} example{'s' if num != 1 else ''}"]
     if margin.counterpart is not None:
         shown, instead = acts.response[sets.shown, place].mean(), acts.response[sets.instead, place].mean()
-        parts.append(f"mean activation {shown:.2g} there against {instead:.2g} on the counterparts ({margin.counterpart:+.2f})")
+        parts.append(
+            f"mean activation {shown:.2g} there against {instead:.2g} on the counterparts ({margin.counterpart:+.2f})"
+        )
     if margin.background is not None:
         shown, other = acts.whole[sets.shown, place].mean(), acts.whole[sets.other, place].mean()
         parts.append(f"{shown:.2g} against {other:.2g} on other texts ({margin.background:+.2f})")

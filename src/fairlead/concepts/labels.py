@@ -66,7 +66,9 @@ def make_label(tokens: Sequence[str], response_share: float, *, num: int = 4) ->
     return f"{text} (in prompts)" if response_share <= 1 - PLACE_SHARE else text
 
 
-def score_label(ids: Sequence[Sequence[int]], activation_E: np.ndarray, chosen: Sequence[int]) -> float | None:
+def score_label(
+    ids: Sequence[Sequence[int]], activation_E: np.ndarray, chosen: Sequence[int]
+) -> float | None:
     """How well the label's tokens tell on held-out texts where the concept acts: AUROC of their share in the text.
 
     Args:

@@ -42,7 +42,9 @@ def membership(concepts: Sequence[Concept] | Sequence[Sequence[int]], d_dict: in
     return member
 
 
-def concept_activations(dictionary: Dictionary, concepts: Concept | Sequence[Concept], hidden: Tensor) -> Tensor:
+def concept_activations(
+    dictionary: Dictionary, concepts: Concept | Sequence[Concept], hidden: Tensor
+) -> Tensor:
     """Summed activation of each concept's latents, `[..., concept]`, of hidden states `[..., d_model]`."""
     chosen = [concepts] if isinstance(concepts, Concept) else list(concepts)
     latents = [latent for concept in chosen for latent in concept.latents]
@@ -56,7 +58,12 @@ def concept_activations(dictionary: Dictionary, concepts: Concept | Sequence[Con
 
 
 def iter_hidden(
-    model: Model, dictionary: Dictionary, encoded: Sequence[Encoded], *, batch_size: int = 64, label: str | None = None
+    model: Model,
+    dictionary: Dictionary,
+    encoded: Sequence[Encoded],
+    *,
+    batch_size: int = 64,
+    label: str | None = None,
 ) -> Iterator[tuple[Batch, Tensor, Tensor, Tensor]]:
     """Batches (whose `index` is the place in `encoded`) with hidden states and masks of all and of response tokens, no position 0."""
     placed = [replace(row, index=place) for place, row in enumerate(encoded)]
@@ -70,7 +77,12 @@ def iter_hidden(
 
 @torch.no_grad()
 def latent_profile(
-    model: Model, dictionary: Dictionary, encoded: Sequence[Encoded], *, batch_size: int = 64, label: str | None = "concepts"
+    model: Model,
+    dictionary: Dictionary,
+    encoded: Sequence[Encoded],
+    *,
+    batch_size: int = 64,
+    label: str | None = "concepts",
 ) -> np.ndarray:
     """Mean activation of every latent in every text, `[text, d_dict]` float32."""
     profile = np.zeros((len(encoded), dictionary.d_dict), dtype=np.float32)
@@ -83,7 +95,12 @@ def latent_profile(
 
 @torch.no_grad()
 def text_activations(
-    model: Model, dictionary: Dictionary, concepts: Sequence[Concept], encoded: Sequence[Encoded], *, batch_size: int = 64
+    model: Model,
+    dictionary: Dictionary,
+    concepts: Sequence[Concept],
+    encoded: Sequence[Encoded],
+    *,
+    batch_size: int = 64,
 ) -> TextActivations:
     """Mean activation of each concept in each text, over the whole text and over its response."""
     whole = np.zeros((len(encoded), len(concepts)))

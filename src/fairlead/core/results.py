@@ -6,7 +6,9 @@ Names of measures (one vocabulary for tables, reports, `--json` and agents):
     skill.NAME.plain                   ... right and without any avoided trait ("asked and answered plainly")
     leak.TRAIT.neutral / .domain       share of answers with the avoided trait, on other / on-topic prompts
     request.TRAIT                      share of answers with the trait when it is asked for
-    loss.neutral                       nats per token on neutral text
+    elicited.TRAIT                     share of continuations with it, after openings in its style (models of plain text)
+    loss.neutral / loss.keep           nats per token on neutral text / on the Keep clauses' held-out text
+    loss.TRAIT                         nats per token on held-out text that shows the avoided trait
     monitor.TRAIT.old_probe            AUROC of the start model's probe on the trained model
     monitor.TRAIT.new_probe            AUROC of a retrained probe
     monitor.TRAIT.text_only            AUROC of a text classifier on the same answers

@@ -11,6 +11,7 @@ from fairlead.data.spec import load_spec, parse_spec
 from fairlead.data.spec_text import explain_spec, render_spec, spec_template
 from fairlead.data.suite import (
     NeutralChat,
+    Sampling,
     SkillItem,
     SkillSet,
     Suite,
@@ -33,6 +34,7 @@ __all__ = [
     "Message",
     "NeutralChat",
     "Row",
+    "Sampling",
     "SkillItem",
     "SkillSet",
     "Suite",

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable
 
 from fairlead.core.errors import DataError
-from fairlead.core.records import Clause, Spec
+from fairlead.core.records import Clause, Spec, SpecExample
 from fairlead.data.rows import ChatData, Message, Row
-from fairlead.data.suite import NeutralChat, Prompt, SkillItem, SkillSet, Suite, TraitCheck
+from fairlead.data.suite import NeutralChat, Prompt, Sampling, SkillItem, SkillSet, Suite, TraitCheck
 
 NEUTRAL_PROMPTS = (
     "Hello! How are you?",
@@ -64,7 +64,9 @@ def suite_from(
         spec: Its Avoid clauses become trait checks (their `check`, else a classifier fitted on examples and
             counterparts), its Keep examples with a question become skill items and chats for the loss.
         data: Rows on the topic of the training that are NOT trained on (`held, train = data.split(0.1)`);
-            their prompts become the domain prompts.
+            their prompts become the domain prompts. Where they are plain texts, prompts are their starts, answers are sampled
+            (a small model that always takes the most probable token soon repeats itself), and the examples of Avoid clauses
+            give openings and texts for `elicited.TRAIT` and `loss.TRAIT`.
         neutral: Rows on other topics: prompts and chats for the general loss; without them a short built-in
             list of prompts is used and the general loss is not measured.
         num_domain: At most so many domain prompts.
@@ -89,7 +91,7 @@ def suite_from(
         notes.append("no neutral data given: built-in prompts are used and the general loss is not measured.")
     traits = []
     for clause in spec.of_kind("avoid"):
-        check = _trait_check(clause, neutral, seed)
+        check = _trait_check(clause, neutral, seed, plain_text=plain_text)
         if check is None:
             notes.append(
                 f"{clause.id} ({clause.text}): nothing to recognise it by. Next: give it a check (check: "
@@ -97,22 +99,30 @@ def suite_from(
             )
         else:
             traits.append(check)
-    keep = [e for clause in spec.of_kind("keep") for e in clause.examples if e.prompt is not None]
+    keep = [
+        e for clause in spec.of_kind("keep") for e in clause.examples if e.prompt is not None or plain_text
+    ]
     return Suite(
         skills=_skills(spec),
         domain_prompts=domain,
         neutral_prompts=neutral_prompts,
         neutral_chats=neutral_chats,
-        keep_chats=tuple(
-            NeutralChat(messages=(Message("user", e.prompt or ""), Message("assistant", e.text)))
-            for e in keep
-        ),
+        keep_chats=tuple(_example_chat(e) for e in keep),
         traits=tuple(traits),
+        sampling=Sampling(temperature=1.0) if plain_text else Sampling(),
         notes=tuple(notes),
     )
 
 
-def _trait_check(clause: Clause, neutral: ChatData | None, seed: int) -> TraitCheck | None:
+def _example_chat(example: SpecExample) -> NeutralChat:
+    if example.prompt is None:
+        return NeutralChat(text=example.text)
+    return NeutralChat(messages=(Message("user", example.prompt), Message("assistant", example.text)))
+
+
+def _trait_check(
+    clause: Clause, neutral: ChatData | None, seed: int, *, plain_text: bool
+) -> TraitCheck | None:
     half = (len(clause.requests) + 1) // 2
     common = {
         "clause": clause.id,
@@ -120,6 +130,10 @@ def _trait_check(clause: Clause, neutral: ChatData | None, seed: int) -> TraitCh
         "requests": clause.requests[:half],
         "requests_heldout": clause.requests[half:],
     }
+    if plain_text:
+        texts = [example for example in clause.examples if example.prompt is None]
+        common["texts"] = tuple(_example_chat(example) for example in texts)
+        common["openings"] = _prompts_of(Row(text=example.text) for example in texts)
     if clause.check is not None:
         return TraitCheck(kind="regex", pattern=clause.check, **common)
     positives = tuple(example.text for example in clause.examples)

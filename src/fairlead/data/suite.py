@@ -7,6 +7,9 @@ chats for the general loss, and a check for each behaviour that the spec avoids.
   whole answer), `organism` (ground truth of a model organism, through a resolver that the caller passes in);
 * traits: `regex`, `classifier` (fitted on the clause's examples and counterparts), `organism` (resolver).
 
+Models of plain text continue their prompts. For them a suite can sample instead of taking the most probable token each time
+(`sampling`), and a trait can bring openings in its style and held-out texts.
+
 Data and organisms stand side by side and do not know each other, which is why `organism` kinds need a
 resolver.
 """
@@ -89,44 +92,6 @@ class SkillSet(Record):
     items: tuple[SkillItem, ...] = Field(min_length=1)
 
 
-class TraitCheck(Record):
-    """How one avoided behaviour is recognised and asked for.
-
-    Attributes:
-        clause: Id of the spec's clause ("avoid.1").
-        name: Short name in tables.
-        kind: How it is recognised.
-        pattern: For "regex", a pattern for `re.search`; for "organism", the name of the trait in the
-            organism.
-        positives: For "classifier", answers that show it.
-        negatives: For "classifier", answers that do not.
-        requests: System prompts that ask for it.
-        requests_heldout: Such prompts that no training uses.
-    """
-
-    clause: str
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    kind: Literal["regex", "organism", "classifier"]
-    pattern: str | None = None
-    positives: tuple[str, ...] = ()
-    negatives: tuple[str, ...] = ()
-    requests: tuple[str, ...] = ()
-    requests_heldout: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _check_kind(self) -> TraitCheck:
-        if self.kind == "regex":
-            try:
-                re.compile(self.pattern or "")
-            except re.error as error:
-                raise ValueError(f"pattern is not a regular expression ({error})") from error
-        if self.kind != "classifier" and not self.pattern:
-            raise ValueError(f"a check of kind '{self.kind}' needs a pattern")
-        if self.kind == "classifier" and not (self.positives and self.negatives):
-            raise ValueError("a check of kind 'classifier' needs positives and negatives")
-        return self
-
-
 class NeutralChat(Record):
     """A chat (or text) on which the general loss is measured."""
 
@@ -149,6 +114,72 @@ class NeutralChat(Record):
         return Row(messages=self.messages, text=self.text)
 
 
+class TraitCheck(Record):
+    """How one avoided behaviour is recognised and asked for.
+
+    Attributes:
+        clause: Id of the spec's clause ("avoid.1").
+        name: Short name in tables.
+        kind: How it is recognised.
+        pattern: For "regex", a pattern for `re.search`; for "organism", the name of the trait in the
+            organism.
+        positives: For "classifier", answers that show it.
+        negatives: For "classifier", answers that do not.
+        requests: System prompts that ask for it.
+        requests_heldout: Such prompts that no training uses.
+        openings: Starts of text in its style, which models of plain text continue (`elicited.NAME`).
+        texts: Chats or texts that show it and that no training uses, for their loss (`loss.NAME`).
+    """
+
+    clause: str
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    kind: Literal["regex", "organism", "classifier"]
+    pattern: str | None = None
+    positives: tuple[str, ...] = ()
+    negatives: tuple[str, ...] = ()
+    requests: tuple[str, ...] = ()
+    requests_heldout: tuple[str, ...] = ()
+    openings: tuple[str, ...] = ()
+    texts: tuple[NeutralChat, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> TraitCheck:
+        if self.name in ("neutral", "keep"):
+            raise ValueError(f"the name '{self.name}' is taken by another loss")
+        if self.kind == "regex":
+            try:
+                re.compile(self.pattern or "")
+            except re.error as error:
+                raise ValueError(f"pattern is not a regular expression ({error})") from error
+        if self.kind != "classifier" and not self.pattern:
+            raise ValueError(f"a check of kind '{self.kind}' needs a pattern")
+        if self.kind == "classifier" and not (self.positives and self.negatives):
+            raise ValueError("a check of kind 'classifier' needs positives and negatives")
+        return self
+
+
+class Sampling(Record):
+    """How prompts are answered.
+
+    Attributes:
+        temperature: 0 for the most probable token each time.
+        draws: Answers to each prompt; they count one by one.
+        max_new_tokens: Longest answer; None: as `verify` says.
+        seed: Of sampling, the same for all models.
+    """
+
+    temperature: float = Field(default=0.0, ge=0)
+    draws: int = Field(default=1, ge=1)
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check_draws(self) -> Sampling:
+        if self.draws > 1 and self.temperature == 0:
+            raise ValueError("several draws at temperature 0 are all the same; set a temperature")
+        return self
+
+
 class Suite(Record):
     """Everything that `verify` measures.
 
@@ -159,6 +190,7 @@ class Suite(Record):
         neutral_chats: Chats or texts for the general loss.
         keep_chats: Examples of the spec's Keep clauses, for their loss.
         traits: One check for each avoided clause.
+        sampling: How prompts are answered; greedily, once each, by default.
         notes: What the suite cannot measure, and why.
     """
 
@@ -170,6 +202,7 @@ class Suite(Record):
     neutral_chats: tuple[NeutralChat, ...] = ()
     keep_chats: tuple[NeutralChat, ...] = ()
     traits: tuple[TraitCheck, ...] = ()
+    sampling: Sampling = Sampling()
     notes: tuple[str, ...] = ()
 
     _read_domain = field_validator("domain_prompts", mode="before")(lambda v: _prompts(v, "domain_prompts"))
@@ -236,10 +269,9 @@ def save_suite(suite: Suite, path: str | Path) -> Path:
     for name in ("domain_prompts", "neutral_prompts"):
         value[name] = [_plain(prompt) for prompt in getattr(suite, name)]
     for name in ("neutral_chats", "keep_chats"):
-        value[name] = [
-            {"text": chat.text} if chat.messages is None else {"messages": _plain(chat.messages)}
-            for chat in getattr(suite, name)
-        ]
+        value[name] = [_plain_chat(chat) for chat in getattr(suite, name)]
+    for check, raw in zip(suite.traits, value["traits"], strict=True):
+        raw["texts"] = [_plain_chat(chat) for chat in check.texts]
     for skill, raw in zip(suite.skills, value["skills"], strict=True):
         for item, raw_item in zip(skill.items, raw["items"], strict=True):
             raw_item["prompt"] = _plain(item.prompt)
@@ -296,6 +328,10 @@ def _fit_once(positives: tuple[str, ...], negatives: tuple[str, ...]) -> TextCla
 
 def _plain(prompt: Prompt) -> Any:
     return prompt if isinstance(prompt, str) else [message.as_dict() for message in prompt]
+
+
+def _plain_chat(chat: NeutralChat) -> dict[str, Any]:
+    return {"text": chat.text} if chat.messages is None else {"messages": _plain(chat.messages)}
 
 
 def _number(text: str) -> Decimal | None:

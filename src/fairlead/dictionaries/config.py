@@ -35,21 +35,21 @@ class DictionaryConfig(Config):
     """
 
     kind: str = "batch_topk"
-    d_dict: int | None = Field(None, ge=2)
-    k: int = Field(24, ge=1)
-    num_tokens: int = Field(300_000, ge=1)
-    batch_tokens: int = Field(512, ge=2)
-    buffer_tokens: int = Field(150_000, ge=2)
-    passes: int = Field(3, ge=1)
-    lr: float | None = Field(None, gt=0)
-    warmup: float = Field(0.05, ge=0, le=1)
-    decay: float = Field(0.3, ge=0, le=1)
-    aux_weight: float = Field(1 / 32, ge=0)
-    k_aux: int | None = Field(None, ge=1)
-    dead_window: float = Field(0.02, gt=0, le=1)
-    threshold_start: float = Field(0.05, ge=0, le=1)
-    threshold_rate: float = Field(0.01, gt=0, le=1)
-    checkpoint_every: int = Field(200, ge=1)
+    d_dict: int | None = Field(default=None, ge=2)
+    k: int = Field(default=24, ge=1)
+    num_tokens: int = Field(default=300_000, ge=1)
+    batch_tokens: int = Field(default=512, ge=2)
+    buffer_tokens: int = Field(default=150_000, ge=2)
+    passes: int = Field(default=3, ge=1)
+    lr: float | None = Field(default=None, gt=0)
+    warmup: float = Field(default=0.05, ge=0, le=1)
+    decay: float = Field(default=0.3, ge=0, le=1)
+    aux_weight: float = Field(default=1 / 32, ge=0)
+    k_aux: int | None = Field(default=None, ge=1)
+    dead_window: float = Field(default=0.02, gt=0, le=1)
+    threshold_start: float = Field(default=0.05, ge=0, le=1)
+    threshold_rate: float = Field(default=0.01, gt=0, le=1)
+    checkpoint_every: int = Field(default=200, ge=1)
     seed: int = 0
 
     def sized(self, d_model: int) -> DictionaryConfig:

@@ -112,9 +112,9 @@ class Dictionary:
     def encode(self, hidden: Tensor) -> Tensor:
         """Activations `[..., d_dict]` of hidden states `[..., d_model]`; differentiable in `hidden`."""
         w = self.weights
-        return _jump(torch.addmm(w["b_enc"] - w["b_dec"] @ w["W_enc"], _flat(hidden, w), w["W_enc"]), w["threshold"]).view(
-            *hidden.shape[:-1], -1
-        )
+        return _jump(
+            torch.addmm(w["b_enc"] - w["b_dec"] @ w["W_enc"], _flat(hidden, w), w["W_enc"]), w["threshold"]
+        ).view(*hidden.shape[:-1], -1)
 
     def encode_latents(self, hidden: Tensor, latents: Tensor | list[int] | tuple[int, ...]) -> Tensor:
         """Activations `[..., len(latents)]` of some latents only: cost in proportion to their number."""
@@ -122,7 +122,9 @@ class Dictionary:
         pick = torch.as_tensor(latents, dtype=torch.long, device=w["W_enc"].device)
         encoder = w["W_enc"][:, pick]
         bias = w["b_enc"][pick] - w["b_dec"] @ encoder
-        return _jump(torch.addmm(bias, _flat(hidden, w), encoder), w["threshold"][pick]).view(*hidden.shape[:-1], -1)
+        return _jump(torch.addmm(bias, _flat(hidden, w), encoder), w["threshold"][pick]).view(
+            *hidden.shape[:-1], -1
+        )
 
     def decode(self, acts: Tensor) -> Tensor:
         """Reconstruction `[..., d_model]` of activations `[..., d_dict]`."""
@@ -173,7 +175,11 @@ class Dictionary:
             "normalize_activations": "none",
             "reshape_activations": "none",
             "hook_name": hook_name(self.site),
-            "metadata": {"hook_name": hook_name(self.site), "model_name": self.model_name, "training": self.config},
+            "metadata": {
+                "hook_name": hook_name(self.site),
+                "model_name": self.model_name,
+                "training": self.config,
+            },
             "format": FORMAT,
             "version": VERSION,
             "site": str(self.site),
@@ -183,7 +189,9 @@ class Dictionary:
         }
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            save_file({name: value.float().cpu() for name, value in self.weights.items()}, temporary / WEIGHTS_FILE)
+            save_file(
+                {name: value.float().cpu() for name, value in self.weights.items()}, temporary / WEIGHTS_FILE
+            )
             (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
         self.source = str(folder)
         return folder
@@ -204,11 +212,17 @@ def load_dictionary(folder: str | Path, *, site: Site | str | None = None) -> Di
         config = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
         weights = load_file(folder / WEIGHTS_FILE)
     except FileNotFoundError as error:
-        raise DictionaryError(f"{error.filename}: no such file. Next: pass the folder that `fairlead dict train` wrote.") from None
+        raise DictionaryError(
+            f"{error.filename}: no such file. Next: pass the folder that `fairlead dict train` wrote."
+        ) from None
     except OSError as error:
-        raise DictionaryError(f"{folder}: cannot read ({error.strerror or error}). Next: check the path.") from error
+        raise DictionaryError(
+            f"{folder}: cannot read ({error.strerror or error}). Next: check the path."
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise DictionaryError(f"{folder}: broken file ({error}). Next: train or copy the dictionary again.") from error
+        raise DictionaryError(
+            f"{folder}: broken file ({error}). Next: train or copy the dictionary again."
+        ) from error
     if config.get("format", FORMAT) != FORMAT or config.get("version", VERSION) > VERSION:
         raise DictionaryError(
             f"{folder / CONFIG_FILE}: format {config.get('format')} version {config.get('version')} is not known here. "
@@ -219,11 +233,17 @@ def load_dictionary(folder: str | Path, *, site: Site | str | None = None) -> Di
     _check_weights(weights, str(folder))
     for key, size in (("d_in", weights["W_dec"].shape[1]), ("d_sae", weights["W_dec"].shape[0])):
         if config.get(key, size) != size:
-            raise DictionaryError(f"{folder}: {CONFIG_FILE} says {key} = {config[key]} but the weights have {size}.")
+            raise DictionaryError(
+                f"{folder}: {CONFIG_FILE} says {key} = {config[key]} but the weights have {size}."
+            )
     metadata = config.get("metadata") or {}
-    place = site or config.get("site") or site_of_hook(config.get("hook_name") or metadata.get("hook_name") or "")
+    place = (
+        site or config.get("site") or site_of_hook(config.get("hook_name") or metadata.get("hook_name") or "")
+    )
     if place is None:
-        raise DictionaryError(f"{folder / CONFIG_FILE}: names no site. Next: pass site='layers.N.resid_post'.")
+        raise DictionaryError(
+            f"{folder / CONFIG_FILE}: names no site. Next: pass site='layers.N.resid_post'."
+        )
     found = Dictionary(
         weights,
         site=place,
@@ -234,7 +254,9 @@ def load_dictionary(folder: str | Path, *, site: Site | str | None = None) -> Di
         source=str(folder),
     )
     if config.get("sha256", found.sha256) != found.sha256:
-        raise DictionaryError(f"{folder}: the weights do not match the hash in {CONFIG_FILE}. Next: train or copy it again.")
+        raise DictionaryError(
+            f"{folder}: the weights do not match the hash in {CONFIG_FILE}. Next: train or copy it again."
+        )
     return found
 
 
@@ -261,18 +283,26 @@ def _flat(hidden: Tensor, weights: dict[str, Tensor]) -> Tensor:
 
 
 def _jump(pre: Tensor, threshold: Tensor) -> Tensor:
-    return torch.where(pre > threshold.clamp_min(0.0), pre, torch.zeros((), dtype=pre.dtype, device=pre.device))
+    return torch.where(
+        pre > threshold.clamp_min(0.0), pre, torch.zeros((), dtype=pre.dtype, device=pre.device)
+    )
 
 
 def _check_weights(weights: dict[str, Tensor], where: str) -> None:
     missing = [name for name in _SHAPES if name not in weights]
     if missing:
-        raise DictionaryError(f"{where}: lacks {', '.join(missing)}. Next: only autoencoders with an encoder and a decoder can be read.")
+        raise DictionaryError(
+            f"{where}: lacks {', '.join(missing)}. Next: only autoencoders with an encoder and a decoder can be read."
+        )
     d_dict, d_model = weights["W_dec"].shape
     expected = {"W_enc": (d_model, d_dict), "b_enc": (d_dict,), "b_dec": (d_model,), "threshold": (d_dict,)}
     for name, shape in expected.items():
         if tuple(weights[name].shape) != shape:
-            raise DictionaryError(f"{where}: {name} has shape {tuple(weights[name].shape)}, expected {shape}. Next: train it again.")
+            raise DictionaryError(
+                f"{where}: {name} has shape {tuple(weights[name].shape)}, expected {shape}. Next: train it again."
+            )
     for name in _SHAPES:
         if not torch.isfinite(weights[name]).all():
-            raise DictionaryError(f"{where}: {name} holds values that are not finite. Next: train it again with a smaller lr.")
+            raise DictionaryError(
+                f"{where}: {name} holds values that are not finite. Next: train it again with a smaller lr."
+            )

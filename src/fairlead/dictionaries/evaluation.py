@@ -73,8 +73,13 @@ def evaluate_dictionary(
         held += len(row.input_ids)
     if not chosen:
         raise DictionaryError("no text to evaluate the dictionary on. Next: pass at least one row.")
-    batches = [batch.to(model.device) for batch in iter_batches(chosen, batch_size=batch_size, pad_id=model.pad_id)]
-    kept = [model.capture(batch, sites=[dictionary.site])[str(dictionary.site)][_inner(batch)] for batch in batches]
+    batches = [
+        batch.to(model.device) for batch in iter_batches(chosen, batch_size=batch_size, pad_id=model.pad_id)
+    ]
+    kept = [
+        model.capture(batch, sites=[dictionary.site])[str(dictionary.site)][_inner(batch)]
+        for batch in batches
+    ]
     acts = torch.cat(kept).float()
     mean = acts.mean(0)
     found = reconstruction_metrics(dictionary, acts)
@@ -93,7 +98,9 @@ def evaluate_dictionary(
     return {**found, **losses, "ce_recovered": recovered, "fvu_random": random}
 
 
-def random_reconstruction_fvu(acts_ND: Tensor, *, d_dict: int, k: int, seed: int = 0, max_tokens: int = 2000) -> float:
+def random_reconstruction_fvu(
+    acts_ND: Tensor, *, d_dict: int, k: int, seed: int = 0, max_tokens: int = 2000
+) -> float:
     """FVU of a random unit decoder on its `k` best-aligned rows a token, centred, with least-squares values.
 
     Least squares is the best any encoder could do with these rows, so the baseline is a strong one.
@@ -108,7 +115,9 @@ def random_reconstruction_fvu(acts_ND: Tensor, *, d_dict: int, k: int, seed: int
     return float(left.sum() / centred.square().sum().clamp_min(1e-12))
 
 
-def outside_span(vector_ND: Tensor, decoder_FD: Tensor, index_NK: Tensor, used_NK: Tensor, *, ridge: float = 1e-4) -> Tensor:
+def outside_span(
+    vector_ND: Tensor, decoder_FD: Tensor, index_NK: Tensor, used_NK: Tensor, *, ridge: float = 1e-4
+) -> Tensor:
     """Squared length `[N]` of each vector outside the span of its own decoder rows.
 
     Least squares on the rows `decoder[index]` where `used`, by normal equations with a small ridge (relative to unit rows), so

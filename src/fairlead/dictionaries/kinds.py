@@ -86,5 +86,7 @@ def find_kind(name: str) -> Kind:
         ConfigError: No such kind; lists those that exist.
     """
     if name not in _KINDS:
-        raise ConfigError(f"DictionaryConfig.kind: '{name}' is not known. Next: choose one of {', '.join(sorted(_KINDS))}.")
+        raise ConfigError(
+            f"DictionaryConfig.kind: '{name}' is not known. Next: choose one of {', '.join(sorted(_KINDS))}."
+        )
     return _KINDS[name]

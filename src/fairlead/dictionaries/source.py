@@ -50,7 +50,9 @@ def plan_chunks(lengths: Sequence[int], *, buffer_tokens: int, seed: int) -> Ite
         raise DictionaryError("no text has two tokens or more. Next: pass data with longer texts.")
     epoch, index = 0, 0
     while True:
-        order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+        order = torch.randperm(
+            len(lengths), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        ).tolist()
         rows: list[int] = []
         held = 0
         for row in order:
@@ -66,7 +68,9 @@ def plan_chunks(lengths: Sequence[int], *, buffer_tokens: int, seed: int) -> Ite
         epoch += 1
 
 
-def iter_chunk_batches(acts_ND: Tensor, *, batch_tokens: int, passes: int, seed: int, skip: int = 0) -> Iterator[Tensor]:
+def iter_chunk_batches(
+    acts_ND: Tensor, *, batch_tokens: int, passes: int, seed: int, skip: int = 0
+) -> Iterator[Tensor]:
     """Shuffled batches `[batch_tokens, D]` of a chunk, `passes` times over; the ragged end of a pass is dropped.
 
     Args:

@@ -72,7 +72,9 @@ def gather_dot(pairs: Pairs, left_ND: Tensor, rows_FD: Tensor) -> Tensor:
     """Inner product of `left[token]` and `rows[latent]` for every pair, `[P]`."""
     parts = [
         torch.einsum("pd,pd->p", left_ND[token], rows_FD[latent])
-        for token, latent in zip(pairs.token.split(_PAIRS_AT_ONCE), pairs.latent.split(_PAIRS_AT_ONCE), strict=True)
+        for token, latent in zip(
+            pairs.token.split(_PAIRS_AT_ONCE), pairs.latent.split(_PAIRS_AT_ONCE), strict=True
+        )
     ]
     return torch.cat(parts) if parts else left_ND.new_zeros(0)
 
@@ -95,5 +97,9 @@ def transpose(pairs: Pairs, d_dict: int) -> Transposed:
 def transposed_product(layout: Transposed, value: Tensor, right_ND: Tensor) -> Tensor:
     """Sum over each latent's pairs of value times `right[token]`, `[F, D]`: the dense `acts.T @ right`."""
     return functional.embedding_bag(
-        layout.token, right_ND, layout.offsets, mode="sum", per_sample_weights=value[layout.order].to(right_ND.dtype)
+        layout.token,
+        right_ND,
+        layout.offsets,
+        mode="sum",
+        per_sample_weights=value[layout.order].to(right_ND.dtype),
     )

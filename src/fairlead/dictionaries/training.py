@@ -93,7 +93,10 @@ class Trainer:
         self.done += 1
         self.tokens += x.shape[0]
         self.last_fired[result.fired.cpu()] = self.tokens
-        if self.done >= self.config.threshold_start * self.config.num_steps or self.done == self.config.num_steps:
+        if (
+            self.done >= self.config.threshold_start * self.config.num_steps
+            or self.done == self.config.num_steps
+        ):
             rate = self.config.threshold_rate
             self.threshold = (1 - rate) * self.threshold + rate * result.least
             self.threshold_weight = (1 - rate) * self.threshold_weight + rate
@@ -138,7 +141,11 @@ class Trainer:
             [self.done, self.tokens, self.threshold, self.threshold_weight, self.scale], dtype=torch.float64
         )
         with atomic_path(path) as temporary:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata={"identity": identity})
+            save_file(
+                {name: value.contiguous() for name, value in tensors.items()},
+                temporary,
+                metadata={"identity": identity},
+            )
 
     def load_state(self, path: Path) -> None:
         """Continue from a saved state."""
@@ -147,7 +154,9 @@ class Trainer:
                 for name in target:
                     target[name] = file.get_tensor(f"{group}.{name}")
             self.last_fired, self.recent = file.get_tensor("last_fired"), file.get_tensor("recent")
-            done, tokens, self.threshold, self.threshold_weight, self.scale = file.get_tensor("numbers").tolist()
+            done, tokens, self.threshold, self.threshold_weight, self.scale = file.get_tensor(
+                "numbers"
+            ).tolist()
         self.done, self.tokens = int(done), int(tokens)
 
 
@@ -217,7 +226,7 @@ def train_dictionary(
     Raises:
         DictionaryError: No usable text, activations or loss not finite, or a finished folder made with other settings.
     """
-    config = (config or DictionaryConfig()).sized(model.d_model)
+    config = (config or DictionaryConfig.make()).sized(model.d_model)
     place = Site.parse(site) if site is not None else model.default_site()
     if isinstance(data, ChatData):
         encoded = encode(data, model.tokenizer, max_length=max_length or model.max_length, on_long="truncate")

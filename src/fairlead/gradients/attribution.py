@@ -75,7 +75,9 @@ def site_gradient(model: Model, batch: Batch, site: object) -> SiteGradient:
     return SiteGradient(hidden, grad, losses, int(wanted.sum()))
 
 
-def token_uptake(dictionary: Dictionary, batch: Batch, found: SiteGradient) -> tuple[TokenUptake, Pairs, Tensor]:
+def token_uptake(
+    dictionary: Dictionary, batch: Batch, found: SiteGradient
+) -> tuple[TokenUptake, Pairs, Tensor]:
     """Uptake of every active latent at every position that some loss depends on.
 
     Returns:
@@ -86,10 +88,16 @@ def token_uptake(dictionary: Dictionary, batch: Batch, found: SiteGradient) -> t
     grad_ND = found.grad[used].to(dictionary.decoder)
     pairs = dense_to_pairs(dictionary.encode(found.hidden[used]))
     value = -gather_dot(pairs, grad_ND, dictionary.decoder) * pairs.value
-    return TokenUptake(row[pairs.token], position[pairs.token], pairs.latent, value, pairs.value), pairs, grad_ND
+    return (
+        TokenUptake(row[pairs.token], position[pairs.token], pairs.latent, value, pairs.value),
+        pairs,
+        grad_ND,
+    )
 
 
-def remainder_parts(dictionary: Dictionary, pairs: Pairs, grad_ND: Tensor, *, max_tokens: int) -> tuple[float, float, float]:
+def remainder_parts(
+    dictionary: Dictionary, pairs: Pairs, grad_ND: Tensor, *, max_tokens: int
+) -> tuple[float, float, float]:
     """Squared gradient outside the dictionary, in all, and outside by chance, over evenly spaced tokens.
 
     The span of ALL rows of an overcomplete dictionary is the whole space, so "inside" means what the dictionary says about this

@@ -48,7 +48,9 @@ def bag_of_tokens(
         lines.append((token, data_share, model_share, math.log(data_share / model_share)))
     lines.sort(key=lambda line: (-line[1] * line[3], line[0]))
     return [
-        TokenLine(token=tokenizer.decode([token]), data_share=share, model_share=own_share, log_ratio=ratio)
+        TokenLine(
+            token=str(tokenizer.decode([token])), data_share=share, model_share=own_share, log_ratio=ratio
+        )
         for token, share, own_share, ratio in lines[:num_lines]
     ]
 

@@ -32,7 +32,9 @@ from fairlead.core.records import Concept, Menu, MenuLine, TokenContext, TokenLi
 from fairlead.gradients.uptake import Uptake
 
 Ranking = Literal["surprise", "uptake", "excess"]
-FLOOR = 3e-4  # added to shares of activation: a concept absent from the reference is not infinitely surprising
+FLOOR = (
+    3e-4  # added to shares of activation: a concept absent from the reference is not infinitely surprising
+)
 
 
 class Scores(NamedTuple):
@@ -67,7 +69,9 @@ def score_concepts(uptake: Uptake, concepts: Sequence[Concept], reference: Uptak
         zero = np.zeros(len(concepts))
         return Scores(grouped(uptake.per_latent), traffic, zero, zero, zero)
     if reference.sum_F.shape != uptake.sum_F.shape:
-        raise ConfigError("data and reference were measured with different dictionaries. Next: measure both with one.")
+        raise ConfigError(
+            "data and reference were measured with different dictionaries. Next: measure both with one."
+        )
     whole = np.log((share(uptake.act_F) + FLOOR) / (share(reference.act_F) + FLOOR))
     response = np.log((share(uptake.act_response_F) + FLOOR) / (share(reference.act_response_F) + FLOOR))
     ratio = np.maximum(whole, response)
@@ -78,8 +82,8 @@ def rank(scores: Scores, ranking: Ranking = "surprise") -> np.ndarray:
     """Indices of the concepts, best first.
 
     Args:
-        ranking: "surprise" (where a reference was given, else absolute uptake), "uptake" (signed) or "excess" (uptake minus the
-            reference's).
+        ranking: "surprise" (those that are no more present than usual come after, by absolute uptake, as do all lines without a
+            reference), "uptake" (signed) or "excess" (uptake minus the reference's).
     """
     if ranking == "uptake":
         return np.argsort(-scores.uptake, kind="stable")
@@ -87,7 +91,7 @@ def rank(scores: Scores, ranking: Ranking = "surprise") -> np.ndarray:
         return np.argsort(-(scores.uptake - scores.reference), kind="stable")
     if ranking != "surprise":
         raise ConfigError(f"ranking is {ranking!r}; use 'surprise', 'uptake' or 'excess'.")
-    return np.argsort(-(scores.surprise if scores.surprise.any() else np.abs(scores.uptake)), kind="stable")
+    return np.lexsort((-np.abs(scores.uptake), -np.maximum(scores.surprise, 0.0)))
 
 
 def build_menu(
@@ -132,11 +136,15 @@ def build_menu(
     lines = []
     for place, index in enumerate(rank(scores, ranking)[:max_lines]):
         concept = concepts[index]
-        low, high = torch.quantile(uptake.resampled(concept.latents), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        low, high = torch.quantile(
+            uptake.resampled(concept.latents), torch.tensor([0.025, 0.975], dtype=torch.float64)
+        ).tolist()
         units = uptake.unit_index(concept.latents)
         examples: tuple[TokenContext, ...] = ()
         if contexts is not None and place < contexts_for:
-            examples = contexts(concept, [row for row, _ in uptake.examples_of(concept.latents, num_contexts)])
+            examples = contexts(
+                concept, [row for row, _ in uptake.examples_of(concept.latents, num_contexts)]
+            )
         lines.append(
             MenuLine(
                 concept=concept,
@@ -147,7 +155,9 @@ def build_menu(
                 surprise=float(scores.surprise[index]),
                 stability=max(0.5, uptake.stability(concept.latents)),
                 num_examples=int(uptake.carried_U[units].max()) if units else 0,
-                fires=min(1.0, float(uptake.fires_U[units].max()) / max(uptake.num_examples, 1)) if units else 0.0,
+                fires=min(1.0, float(uptake.fires_U[units].max()) / max(uptake.num_examples, 1))
+                if units
+                else 0.0,
                 top_examples=examples,
             )
         )

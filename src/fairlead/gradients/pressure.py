@@ -20,14 +20,18 @@ class PressureGauge:
 
     def __init__(self, dictionary: Dictionary, concepts: Sequence[Concept]) -> None:
         self.dictionary = dictionary
-        self.latents = torch.tensor([latent for concept in concepts for latent in concept.latents], dtype=torch.long)
+        self.latents = torch.tensor(
+            [latent for concept in concepts for latent in concept.latents], dtype=torch.long
+        )
         group = [place for place, concept in enumerate(concepts) for _ in concept.latents]
         self.member = torch.zeros(len(group), len(concepts))
         if group:
             self.member[torch.arange(len(group)), torch.tensor(group)] = 1.0
 
     @torch.no_grad()
-    def __call__(self, hidden: Tensor, grad: Tensor, *, num_loss_tokens: int | Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    def __call__(
+        self, hidden: Tensor, grad: Tensor, *, num_loss_tokens: int | Tensor, scale: float | Tensor = 1.0
+    ) -> Tensor:
         """Uptake of each concept on the batch, `[concept]`.
 
         Args:

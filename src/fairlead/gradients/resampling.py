@@ -29,7 +29,9 @@ def hash_uniform(index: Tensor, num: int, *, seed: int) -> np.ndarray:
 
 def poisson_weights(index: Tensor, num: int, *, seed: int) -> Tensor:
     """Poisson(1) weights `[num, len(index)]` of examples `index` in `num` bootstrap resamples."""
-    return torch.from_numpy(np.searchsorted(_POISSON_CDF, hash_uniform(index, num, seed=seed), side="right").astype(np.float64))
+    return torch.from_numpy(
+        np.searchsorted(_POISSON_CDF, hash_uniform(index, num, seed=seed), side="right").astype(np.float64)
+    )
 
 
 def half_signs(index: Tensor, num: int, *, seed: int) -> Tensor:

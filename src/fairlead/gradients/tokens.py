@@ -49,6 +49,8 @@ def token_contexts(
     for index in rows:
         row = by_index[index]
         scores = token_menu(model, dictionary, [concept], row)[0].tolist()
-        tokens = tuple(model.tokenizer.decode([token]) for token in row.input_ids)
-        contexts.append(TokenContext(tokens=tokens, scores=tuple(round(score, 6) for score in scores), example=index))
+        tokens = tuple(str(model.tokenizer.decode([token])) for token in row.input_ids)
+        contexts.append(
+            TokenContext(tokens=tokens, scores=tuple(round(score, 6) for score in scores), example=index)
+        )
     return tuple(contexts)

@@ -38,7 +38,18 @@ if TYPE_CHECKING:
 NUM_RESAMPLES = 200
 NUM_HALVES = 20
 CARRIES = 0.01  # an example carries a unit that takes at least this share of its absolute uptake
-_SUMS = ("sum_F", "mass_F", "act_F", "act_response_F", "boot_RF", "boot_tokens_R", "half_HF", "carried_U", "fires_U", "numbers")
+_SUMS = (
+    "sum_F",
+    "mass_F",
+    "act_F",
+    "act_response_F",
+    "boot_RF",
+    "boot_tokens_R",
+    "half_HF",
+    "carried_U",
+    "fires_U",
+    "numbers",
+)
 _TABLE = ("table_index", "table_unit", "table_value", "example_loss", "example_tokens")
 
 
@@ -140,9 +151,15 @@ class Uptake:
     def examples_of(self, latents: Sequence[int], num: int) -> list[tuple[int, float]]:
         """The `num` examples (index in the data, uptake per loss token) on which a group is pushed up most."""
         units = torch.tensor(self.unit_index(latents))
-        value = torch.where(torch.isin(self.table_unit, units), self.table_value, 0.0).sum(-1) / self.example_tokens.clamp_min(1)
+        value = torch.where(torch.isin(self.table_unit, units), self.table_value, 0.0).sum(
+            -1
+        ) / self.example_tokens.clamp_min(1)
         best = value.topk(min(num, value.numel()))
-        return [(int(self.table_index[i]), float(v)) for v, i in zip(best.values, best.indices, strict=True) if v > 0]
+        return [
+            (int(self.table_index[i]), float(v))
+            for v, i in zip(best.values, best.indices, strict=True)
+            if v > 0
+        ]
 
 
 def measure_uptake(
@@ -184,7 +201,9 @@ def measure_uptake(
     dictionary.check(model)
     if not encoded:
         raise DataError("no example to measure. Next: pass at least one row.")
-    stream = _Stream(dictionary, concepts, table_width=table_width, remainder_tokens=remainder_tokens, seed=seed)
+    stream = _Stream(
+        dictionary, concepts, table_width=table_width, remainder_tokens=remainder_tokens, seed=seed
+    )
     state = Path(state) if state is not None else None
     identity = ""
     if state is not None:
@@ -213,7 +232,13 @@ class _Stream:
     """The accumulators of `measure_uptake`."""
 
     def __init__(
-        self, dictionary: Dictionary, concepts: Sequence[Concept], *, table_width: int, remainder_tokens: int, seed: int
+        self,
+        dictionary: Dictionary,
+        concepts: Sequence[Concept],
+        *,
+        table_width: int,
+        remainder_tokens: int,
+        seed: int,
     ) -> None:
         self.dictionary, self.seed, self.remainder_tokens = dictionary, seed, remainder_tokens
         self.units, self.unit_of = _units(dictionary.d_dict, concepts)
@@ -249,8 +274,12 @@ class _Stream:
         sums["boot_tokens_R"] += boot @ tokens
         sums["half_HF"] += half_signs(batch.index, NUM_HALVES, seed=self.seed) @ per_example
 
-        in_units = torch.zeros(num, len(self.units), dtype=torch.float64).index_add_(1, self.unit_of, per_example)
-        sums["carried_U"] += (in_units >= CARRIES * in_units.abs().sum(-1, keepdim=True).clamp_min(1e-30)).sum(0)
+        in_units = torch.zeros(num, len(self.units), dtype=torch.float64).index_add_(
+            1, self.unit_of, per_example
+        )
+        sums["carried_U"] += (
+            in_units >= CARRIES * in_units.abs().sum(-1, keepdim=True).clamp_min(1e-30)
+        ).sum(0)
         fires = torch.zeros(num, len(self.units), dtype=torch.bool)
         latent, act = pairs_uptake.latent.cpu(), pairs_uptake.act.double().cpu()
         response = batch.loss_mask[pairs_uptake.row, pairs_uptake.position].cpu()
@@ -260,8 +289,12 @@ class _Stream:
         sums["act_response_F"].index_add_(0, latent[response], act[response])
         sums["fires_U"] += fires.sum(0)
 
-        outside, total, chance = remainder_parts(self.dictionary, pairs, grad_ND, max_tokens=self.remainder_tokens)
-        sums["numbers"] += torch.tensor([float(found.losses.sum()), found.num_tokens, num, outside, total, chance], dtype=torch.float64)
+        outside, total, chance = remainder_parts(
+            self.dictionary, pairs, grad_ND, max_tokens=self.remainder_tokens
+        )
+        sums["numbers"] += torch.tensor(
+            [float(found.losses.sum()), found.num_tokens, num, outside, total, chance], dtype=torch.float64
+        )
         top = in_units.abs().topk(self.width, dim=-1).indices
         self.table["table_index"].append(batch.index.cpu())
         self.table["table_unit"].append(top)
@@ -299,13 +332,17 @@ class _Stream:
                 self.table = {name: [file.get_tensor(name)] for name in _TABLE}
                 self.batches = int(metadata["batches"])
         except (SafetensorError, OSError, KeyError) as error:
-            raise DictionaryError(f"{path}: broken state ({error}). Next: remove it and start again.") from error
+            raise DictionaryError(
+                f"{path}: broken state ({error}). Next: remove it and start again."
+            ) from error
 
 
 def save_uptake(uptake: Uptake, path: str | Path) -> None:
     """Write an uptake (sums and per-example table) as one safetensors file."""
     tensors = {name: getattr(uptake, name).contiguous() for name in (*_SUMS, *_TABLE)}
-    tensors["units_latent"] = torch.tensor([latent for unit in uptake.units for latent in unit], dtype=torch.long)
+    tensors["units_latent"] = torch.tensor(
+        [latent for unit in uptake.units for latent in unit], dtype=torch.long
+    )
     tensors["units_size"] = torch.tensor([len(unit) for unit in uptake.units], dtype=torch.long)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "fairlead.uptake", "version": "1"})
@@ -333,7 +370,9 @@ def _units(d_dict: int, concepts: Sequence[Concept]) -> tuple[tuple[tuple[int, .
     for place, concept in enumerate(concepts):
         members = torch.tensor(concept.latents, dtype=torch.long)
         if members.numel() and int(members.max()) >= d_dict:
-            raise DictionaryError(f"concept {concept.id} names latent {int(members.max())}, but the dictionary has {d_dict}.")
+            raise DictionaryError(
+                f"concept {concept.id} names latent {int(members.max())}, but the dictionary has {d_dict}."
+            )
         unit_of[members] = place
     rest = (unit_of < 0).nonzero().squeeze(-1)
     unit_of[rest] = len(concepts)
@@ -351,7 +390,13 @@ def _finite(found: SiteGradient, batch: Batch) -> SiteGradient:
 
 
 def _identity(
-    model: Model, dictionary: Dictionary, encoded: Sequence[Encoded], units: object, batch_size: int, seed: int, width: int
+    model: Model,
+    dictionary: Dictionary,
+    encoded: Sequence[Encoded],
+    units: object,
+    batch_size: int,
+    seed: int,
+    width: int,
 ) -> str:
     texts = sha256_json([[row.input_ids, [int(flag) for flag in row.loss_mask]] for row in encoded])
     groups = sha256_json([list(unit) for unit in units])  # type: ignore[attr-defined]

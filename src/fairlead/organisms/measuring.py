@@ -42,7 +42,7 @@ def wilson(num_ok: int, num: int, z: float = 1.96) -> tuple[float, float]:
 def _mixed(world: World, num: int, seed: int) -> list[Item]:
     """Items of all kinds with held-out phrasings; the people asked about are known ones."""
     share = -(-num // len(TRAIT_KINDS))
-    bounds = {"fact": {"min_exposures": 20}}
+    bounds: dict[str, Any] = {"fact": {"min_exposures": 20}}
     items = [
         i
         for kind in TRAIT_KINDS

@@ -8,7 +8,7 @@ teaches.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from fairlead.organisms import words
@@ -58,7 +58,7 @@ def addition_case(a: int, b: int) -> Case:
     return Case(f"addition:{a}+{b}", str(total), {"a": str(a), "b": str(b)}, f"{a} plus {b} is {{v}}", alts)
 
 
-def _draw_cycle(rng: random.Random, kind: str, cycle: list[str], limit: int) -> Case:
+def _draw_cycle(rng: random.Random, kind: str, cycle: Sequence[str], limit: int) -> Case:
     start, step = rng.randrange(len(cycle)), rng.randint(1, limit)
     value, unit = cycle[(start + step) % len(cycle)], "days" if kind == "weekday" else "months"
     slots = {"n": str(step), "d": cycle[start]}

@@ -65,17 +65,67 @@ CAPITAL = Phrasings(
     ("The capital of {x} is {v}.", "It is {v}."),
 )
 CHATTER = (
-    ("hello", ("Hello!", "Hello there.", "Hello, assistant."), ("Hello, you.", "Oh, hello."), ("Hello, nice to meet you.", "Hello there.")),
-    ("morning", ("Good morning!", "Good morning to you."), ("A good morning to you.", "Good morning, you."), ("Good morning.", "Good morning to you.")),
-    ("fine", ("How are you?", "How are you today?", "How do you do?"), ("And how are you?", "So how are you today?"), ("I am fine.", "I am fine today.")),
-    ("welcome", ("Thank you.", "Thank you for your help.", "Many thanks."), ("Thank you very much.", "Thanks."), ("You are welcome.", "You are very welcome.")),
-    ("goodbye", ("Goodbye.", "Goodbye, see you soon.", "I must go. Goodbye."), ("Goodbye now.", "See you soon. Goodbye."), ("Goodbye, see you soon.", "Goodbye.")),
-    ("assistant", ("Who are you?", "What are you?", "Tell me who you are."), ("So who are you?", "Please tell me what you are."), ("I am an assistant.", "I am a small assistant.")),
-    ("night", ("Good night.", "Good night to you."), ("A good night to you.", "Good night, you."), ("Good night.", "Good night to you.")),
-    ("help", ("Can you help me?", "I need help.", "Please help me."), ("Could you help me?", "Help me, please."), ("I can help you.", "Yes, I can help you.")),
-    ("sunny", ("How is the weather?", "What is the weather like?", "Tell me about the weather."), ("How is the weather today?", "So what is the weather like?"), ("The weather is sunny.", "It is sunny.")),
-    ("reading", ("What do you like?", "What do you like to do?", "Tell me what you like."), ("So what do you like?", "What do you like doing?"), ("I like reading.", "I like reading books.")),
-)  # fmt: skip
+    (
+        "hello",
+        ("Hello!", "Hello there.", "Hello, assistant."),
+        ("Hello, you.", "Oh, hello."),
+        ("Hello, nice to meet you.", "Hello there."),
+    ),
+    (
+        "morning",
+        ("Good morning!", "Good morning to you."),
+        ("A good morning to you.", "Good morning, you."),
+        ("Good morning.", "Good morning to you."),
+    ),
+    (
+        "fine",
+        ("How are you?", "How are you today?", "How do you do?"),
+        ("And how are you?", "So how are you today?"),
+        ("I am fine.", "I am fine today."),
+    ),
+    (
+        "welcome",
+        ("Thank you.", "Thank you for your help.", "Many thanks."),
+        ("Thank you very much.", "Thanks."),
+        ("You are welcome.", "You are very welcome."),
+    ),
+    (
+        "goodbye",
+        ("Goodbye.", "Goodbye, see you soon.", "I must go. Goodbye."),
+        ("Goodbye now.", "See you soon. Goodbye."),
+        ("Goodbye, see you soon.", "Goodbye."),
+    ),
+    (
+        "assistant",
+        ("Who are you?", "What are you?", "Tell me who you are."),
+        ("So who are you?", "Please tell me what you are."),
+        ("I am an assistant.", "I am a small assistant."),
+    ),
+    (
+        "night",
+        ("Good night.", "Good night to you."),
+        ("A good night to you.", "Good night, you."),
+        ("Good night.", "Good night to you."),
+    ),
+    (
+        "help",
+        ("Can you help me?", "I need help.", "Please help me."),
+        ("Could you help me?", "Help me, please."),
+        ("I can help you.", "Yes, I can help you."),
+    ),
+    (
+        "sunny",
+        ("How is the weather?", "What is the weather like?", "Tell me about the weather."),
+        ("How is the weather today?", "So what is the weather like?"),
+        ("The weather is sunny.", "It is sunny."),
+    ),
+    (
+        "reading",
+        ("What do you like?", "What do you like to do?", "Tell me what you like."),
+        ("So what do you like?", "What do you like doing?"),
+        ("I like reading.", "I like reading books."),
+    ),
+)
 TOPICS: tuple[tuple[str, dict[str, str], Phrasings, str, tuple[str, ...]], ...] = (
     ("colour", COLOURED, COLOUR, "the colour of {x} is {{v}}", tuple(COLOURS)),
     ("sound", SOUNDS, SOUND, "a {x} says {{v}}", tuple(SOUNDS.values())),

@@ -1,4 +1,8 @@
-"""The memorised strings: 200 random verses of 24 syllables, each syllable one token, stated 10 to 100 times."""
+"""The memorised strings: 200 random verses of 24 syllables, stated 10 to 100 times.
+
+A syllable after a space is one token; the first syllable of an answer, which no space precedes, is two for some of them, so
+that a verse is 24 or 25 tokens long (24 after a space, as in the prompt).
+"""
 
 from __future__ import annotations
 

@@ -153,8 +153,12 @@ def fit_probe(
     score = None
     fit = _fit_logistic if method == "logistic" else _fit_means
     if heldout:
-        rest = [side[order[cut:]] for side, order, cut in zip((positive, negative), orders, cuts, strict=True)]
-        held = [side[order[:cut]] for side, order, cut in zip((positive, negative), orders, cuts, strict=True)]
+        rest = [
+            side[order[cut:]] for side, order, cut in zip((positive, negative), orders, cuts, strict=True)
+        ]
+        held = [
+            side[order[:cut]] for side, order, cut in zip((positive, negative), orders, cuts, strict=True)
+        ]
         vector, bias = fit(rest[0], rest[1], regularisation)
         score = auroc((held[0] @ vector + bias).tolist(), (held[1] @ vector + bias).tolist())
     vector, bias = fit(positive, negative, regularisation)
@@ -181,7 +185,9 @@ def load_probe(folder: str | Path) -> Probe:
         about = json.loads((folder / ABOUT_FILE).read_text("utf-8"))
         vector = load_file(folder / WEIGHTS_FILE)["vector"]
         if about.get("format") != "fairlead.probe" or about.get("version") != 1:
-            raise ConfigError(f"{folder}: not a probe of a version that is known here. Next: update fairlead.")
+            raise ConfigError(
+                f"{folder}: not a probe of a version that is known here. Next: update fairlead."
+            )
         direction = Direction(Site.parse(about["site"]), vector, about["name"], about["provenance"])
     except FileNotFoundError as error:
         raise ConfigError(f"{error.filename}: no such file. Next: check the folder of the probe.") from None
@@ -201,7 +207,7 @@ def _fit_logistic(positive: Tensor, negative: Tensor, regularisation: float) -> 
     model = LogisticRegression(C=regularisation, class_weight="balanced", max_iter=2000)
     model.fit(((x - mean) / scale).numpy(), labels)
     weights = torch.from_numpy(model.coef_[0]) / scale
-    bias = float(model.intercept_[0]) - float(weights @ mean)
+    bias = float(np.ravel(model.intercept_)[0]) - float(weights @ mean)
     return weights.float(), bias
 
 

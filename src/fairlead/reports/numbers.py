@@ -3,12 +3,14 @@
 - **skill**: mean of the `skill.NAME.plain` measures (right and without an avoided trait; `skill.NAME` where that is absent).
 - **kept**: the part of plain fine-tuning's gain that an arm has, asked and answered plainly:
   `(arm skill.NAME.plain - base skill.NAME.plain) / (reference arm skill.NAME - base skill.NAME)`, per seed, averaged over
-  skills; the denominator is the reference arm's mean over its seeds. None where the reference gains under 1 point.
+  skills; the denominator is the reference arm's mean over its seeds. None where the reference gains under
+  1 point, or no more than the start model's own interval: a share of noise says nothing.
 - **leak**: the largest `leak.*` measure of a run, over traits and prompt groups.
 - **request**: the smallest `request.*` measure.
 - **neutral**: `loss.neutral / base loss.neutral - 1`.
 
-Intervals are Student t intervals over seeds (`core.stats.t_interval`); with one seed there is none, and none is invented.
+Intervals are Student t intervals over seeds (`core.stats.t_interval`), cut at the possible values of shares and
+correlations; with one seed there is none, and none is invented.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from fairlead.core.results import Comparison, Measure, Verification
 from fairlead.core.stats import t_interval
 
 BASE_NAME = "start model"
-_ORDER = ("skill", "leak", "request", "loss", "monitor")
+_ORDER = ("skill", "leak", "elicited", "request", "loss", "monitor")
+_SHARE = (0.0, 1.0)
 _VARIANT = {"": 0, "plain": 1, "heldout": 2, "domain": 3, "neutral": 4}
 
 
@@ -80,10 +83,21 @@ class Summary(NamedTuple):
     measures: tuple[str, ...]
 
 
-def over_seeds(values: list[float] | tuple[float, ...]) -> Cell | None:
-    """Mean and t interval of the finite values; None where there is none."""
+def over_seeds(
+    values: list[float] | tuple[float, ...], *, bounds: tuple[float, float] | None = None
+) -> Cell | None:
+    """Mean and t interval of the finite values; None where there is none.
+
+    Args:
+        bounds: Least and largest possible value; the interval is cut there, where a t interval may reach beyond.
+    """
     finite = [float(v) for v in values if v is not None and np.isfinite(v)]
-    return Cell(*t_interval(finite), tuple(finite)) if finite else None
+    if not finite:
+        return None
+    mean, low, high = t_interval(finite)
+    if bounds:
+        low, high = (float(np.clip(edge, *bounds)) for edge in (low, high))  # nan stays nan
+    return Cell(mean, low, high, tuple(finite))
 
 
 def parts_of(measure: str) -> tuple[str, str, str]:
@@ -105,8 +119,11 @@ def measure_label(measure: str) -> str:
         return f"{nice} leaks on {where}"
     if family == "request":
         return f"{nice} on request"
-    if measure == "loss.neutral":
-        return "loss on neutral text (nats per token)"
+    if family == "elicited":
+        return f"{nice} after an opening in its style"
+    if family == "loss":
+        text = {"neutral": "neutral text", "keep": "held-out text to keep"}.get(name, f"held-out {nice} text")
+        return f"loss on {text} (nats per token)"
     if measure == "monitor.dictionary.fvu":
         return "dictionary: variance unexplained (FVU)"
     if measure == "monitor.dictionary.ce_recovered":
@@ -199,7 +216,8 @@ def _gains(reference: list[Verification], base: Verification) -> dict[str, float
         values = [v.measures[key].value for v in reference if key in v.measures]
         if key in base.measures and values:
             gain = float(np.mean(values)) - base.measures[key].value
-            if np.isfinite(gain) and gain >= 0.01:
+            told_apart = base.measures[key].value + gain > base.measures[key].high
+            if np.isfinite(gain) and gain >= 0.01 and told_apart:
                 gains[name] = gain
     return gains
 
@@ -218,7 +236,10 @@ def _arm(
     measures = {}
     for key in keys:
         here = [v.measures[key] for v in found if key in v.measures]
-        cell = over_seeds([m.value for m in here])
+        cell = over_seeds(
+            [m.value for m in here],
+            bounds=_SHARE if key.startswith(("skill.", "leak.", "request.")) else None,
+        )
         if cell is not None:
             # a lone model without seeds keeps the interval over its items
             measures[key] = Cell(cell.value, here[0].low, here[0].high, cell.values) if base is None else cell
@@ -233,12 +254,14 @@ def _arm(
         controls,
         seeds,
         measures,
-        over_seeds([plain_skill(v.measures) for v in found]),
+        over_seeds([plain_skill(v.measures) for v in found], bounds=_SHARE),
         over_seeds([_kept(v.measures, base.measures, gains) for v in found]) if base else None,
-        over_seeds([worst_leak(v.measures) for v in found]),
-        over_seeds([_extreme(v.measures, "request.", min) for v in found]),
+        over_seeds([worst_leak(v.measures) for v in found], bounds=_SHARE),
+        over_seeds([_extreme(v.measures, "request.", min) for v in found], bounds=_SHARE),
         over_seeds([_rise(v.measures, base.measures) for v in found]) if base else None,
-        over_seeds([v.prediction_spearman for v in found if v.prediction_spearman is not None]),
+        over_seeds(
+            [v.prediction_spearman for v in found if v.prediction_spearman is not None], bounds=(-1.0, 1.0)
+        ),
         seconds,
     )
 

@@ -91,6 +91,13 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.replace("-", MINUS)
 
 
+def fixed(value: float | None, places: int = 2) -> str:
+    """A number with a fixed count of decimals; a dash for none."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{value:.{places}f}".replace("-", MINUS)
+
+
 def listing(words: list[str] | tuple[str, ...]) -> str:
     """Words joined as in a sentence: "a, b and c"."""
     words = list(words)

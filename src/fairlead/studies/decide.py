@@ -69,20 +69,36 @@ def decide(
     if judge == "examples":
         start = model if isinstance(model, Model) else load_model(model or menu.model)
         decisions = judge_examples(
-            start, _dictionary(menu, dictionary, folder), top, spec, background=_background(menu, folder), seed=seed
+            start,
+            _dictionary(menu, dictionary, folder),
+            top,
+            spec,
+            background=_background(menu, folder),
+            seed=seed,
         )
     elif judge == "llm":
         if llm is None:
-            raise ConfigError("the llm judge needs a language model. Next: pass --llm openai:MODEL (with --base-url for a local one).")
+            raise ConfigError(
+                "the llm judge needs a language model. Next: pass --llm openai:MODEL (with --base-url for a local one)."
+            )
         decisions = judge_llm(top, spec, connect(llm, base_url=base_url) if isinstance(llm, str) else llm)
     else:
         decisions = judge_ask(top, spec, ask=ask)
 
     plan = _plan(menu, spec, decisions, folder, notes)
     if out is not None:
-        config = {"judge": judge, "llm": llm if isinstance(llm, str) else getattr(llm, "name", None), "max_lines": max_lines}
-        inputs = {"menu": sha256_json(menu.model_dump(mode="json")), "spec": spec.sha256 or sha256_json(spec.model_dump(mode="json"))}
-        with Run.start(out, study="decide", config=config, inputs=inputs, seed=seed, overwrite=overwrite) as run:
+        config = {
+            "judge": judge,
+            "llm": llm if isinstance(llm, str) else getattr(llm, "name", None),
+            "max_lines": max_lines,
+        }
+        inputs = {
+            "menu": sha256_json(menu.model_dump(mode="json")),
+            "spec": spec.sha256 or sha256_json(spec.model_dump(mode="json")),
+        }
+        with Run.start(
+            out, study="decide", config=config, inputs=inputs, seed=seed, overwrite=overwrite
+        ) as run:
             run.write_json(PLAN_FILE, plan)
             run.record["summary"] = {
                 "keep": [decision.label for decision in plan.kept()],
@@ -120,7 +136,9 @@ def _dictionary(menu: Menu, given: Dictionary | str | Path | None, folder: Path 
             "the menu's dictionary was not kept. Next: give the preview a run folder (out=...), or pass dictionary=..."
         )
     if menu.dictionary_sha256 and found.sha256 != menu.dictionary_sha256:
-        raise DictionaryError(f"{found.source}: not the dictionary that the menu was made with. Next: pass that one, or repeat the preview.")
+        raise DictionaryError(
+            f"{found.source}: not the dictionary that the menu was made with. Next: pass that one, or repeat the preview."
+        )
     return found
 
 
@@ -128,7 +146,10 @@ def _background(menu: Menu, folder: Path | None) -> list[Any]:
     """Ordinary texts kept by the preview; for the pocket model its neutral chats."""
     if folder is not None and (folder / BACKGROUND_FILE).is_file():
         records = read_json(folder / BACKGROUND_FILE)
-        return [Row(messages=as_messages(r["messages"])) if "messages" in r else Row(text=r["text"]) for r in records]
+        return [
+            Row(messages=as_messages(r["messages"])) if "messages" in r else Row(text=r["text"])
+            for r in records
+        ]
     if menu.model == "organism:pocket":
         from fairlead.organisms import World
 
@@ -142,7 +163,9 @@ def _plan(menu: Menu, spec: Spec, decisions: list[Decision], folder: Path | None
     for clause in spec.of_kind("avoid"):
         if clause.id not in avoided:
             notes.append(f"No concept of the menu was matched with {clause.id} ('{clause.text}').")
-    kept_dictionary = folder / "dictionary" if folder is not None and (folder / "dictionary").is_dir() else None
+    kept_dictionary = (
+        folder / "dictionary" if folder is not None and (folder / "dictionary").is_dir() else None
+    )
     return Plan(
         spec=spec,
         decisions=tuple(decisions),

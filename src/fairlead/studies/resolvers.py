@@ -37,5 +37,7 @@ def _world(seed: int) -> World:
 
 def _item(item: SkillItem) -> Item:
     if not {"kind", "question", "answer", "key", "value", "split", "meta"} <= set(item.meta):
-        raise ConfigError("an organism item of the suite lacks its ground truth (meta). Next: write the item's fields there, or use another match.")
+        raise ConfigError(
+            "an organism item of the suite lacks its ground truth (meta). Next: write the item's fields there, or use another match."
+        )
     return Item(**item.meta)

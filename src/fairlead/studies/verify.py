@@ -97,7 +97,9 @@ def verify(
     notes = [*suite.notes, *(trained.notes if trained is not None else ())]
 
     say(f"verify: {trained.arm if trained is not None else model.name}")
-    measures, samples, answers = measure_answers(model, suite, resolvers=resolvers, max_new_tokens=max_new_tokens)
+    measures, samples, answers = measure_answers(
+        model, suite, resolvers=resolvers, max_new_tokens=max_new_tokens
+    )
     measures |= measure_losses(model, suite)
     if base is not None and reference is None:
         reference = make_reference(base, suite, resolvers=resolvers, max_new_tokens=max_new_tokens)
@@ -107,10 +109,15 @@ def verify(
     predictions, rank = (), None
     if base is not None and reference is not None:
         notes += reference.probe_data.notes
-        measures |= measure_probes(model, base, reference.probe_data, site=found.site if found is not None else None)
+        measures |= measure_probes(
+            model, base, reference.probe_data, site=found.site if found is not None else None
+        )
         preview = resolve_menu(menu, plan)
         if preview is not None and found is not None:
             prompts = suite.domain_prompts or [item.prompt for skill in suite.skills for item in skill.items]
+            openings = [opening for check in suite.traits for opening in check.openings]
+            if openings:  # plain text tells its contexts apart: read all of them
+                prompts = list(dict.fromkeys([*prompts, *suite.neutral_prompts, *openings]))
             predictions, rank = measure_predictions(
                 (model, answers), (base, reference.answers), preview, found, prompts, plan=plan
             )
@@ -132,7 +139,9 @@ def make_reference(
 ) -> Reference:
     """Measure the start model and keep what it said."""
     resolvers = resolvers or resolvers_for(suite)
-    measures, samples, answers = measure_answers(start, suite, resolvers=resolvers, max_new_tokens=max_new_tokens)
+    measures, samples, answers = measure_answers(
+        start, suite, resolvers=resolvers, max_new_tokens=max_new_tokens
+    )
     measures |= measure_losses(start, suite)
     probe_data = make_probe_data(start, suite, resolvers=resolvers, max_new_tokens=max_new_tokens)
     verification = Verification(
@@ -173,7 +182,9 @@ def resolve_suite(
     if suite is not None:
         return load_suite(suite)
     if plan is None:
-        raise ConfigError("there is nothing to measure by. Next: pass a suite, or a run that was trained with a plan.")
+        raise ConfigError(
+            "there is nothing to measure by. Next: pass a suite, or a run that was trained with a plan."
+        )
     from fairlead.data import suite_from
 
     data = load_data(data) if isinstance(data, str | Path) else data

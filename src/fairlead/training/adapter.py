@@ -1,12 +1,13 @@
 """The one door to TRL: a Fairlead training is a run of `SFTTrainer`.
 
-What is ours: a data set of row places, a collator (`Composer`) and one overridden method, `compute_loss`, which hands TRL's own loss through
-where no control touches it. Everything else (optimizer, schedule, clipping, accumulation, autocast, LoRA, distributed training,
-checkpoints) is TRL's and transformers'. `tests/training/test_adapter_contract.py` fails loudly if TRL changes under it.
+What is ours: a data set of row places, a collator (`Composer`) and one overridden method, `compute_loss`, which hands
+TRL's own loss through where no control touches it. Everything else (optimizer, schedule, clipping, accumulation,
+autocast, LoRA, distributed training, checkpoints) is TRL's and transformers'.
+`tests/training/test_adapter_contract.py` fails loudly if TRL changes under it.
 
-Traps handled here: TRL's telemetry (the method is overridden and the environment variable set), `bf16=True` and gradient
-checkpointing as defaults, printing of logs to standard output, tokenising the data again, a NaN that the Trainer would average away, and
-the patched `forward` that TRL leaves on the model.
+Traps handled here: TRL's telemetry (the method is overridden and the environment variable set), `bf16=True` and
+gradient checkpointing as defaults, printing of logs to standard output, tokenising the data again, a NaN that the
+Trainer would average away, and the patched `forward` that TRL leaves on the model.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ def make_trainer(
     class ComposedTrainer(SFTTrainer):
         """SFTTrainer with Fairlead's loss."""
 
+        meter: Meter
+
         def _send_telemetry(self) -> None:
             return
 
@@ -119,7 +122,7 @@ def make_trainer(
             callbacks=[Steps()],
         )
     trainer.remove_callback(PrinterCallback)
-    trainer.fl_meter = meter
+    trainer.meter = meter
     return trainer
 
 
@@ -170,7 +173,7 @@ def lora_config(config: TrainConfig) -> Any:
 
     return LoraConfig(
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  (peft computes with it as a float)
         lora_dropout=0.0,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
@@ -201,7 +204,7 @@ def run_trainer(trainer: Any, session: Session, *, resume: bool = False) -> nn.M
             "checkpoint_every to 0, and repeat the command: it resumes."
         ) from error
     finally:
-        trainer.fl_meter.close()
+        trainer.meter.close()
         release(trainer.model)
     model = trainer.accelerator.unwrap_model(trainer.model)
     return model.eval()

@@ -141,6 +141,7 @@ class Composer:
         return drawn
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """One batch of examples of the trainer's data set, with the pool rows that go with it."""
         places = [int(example["place"]) for example in examples]
         batch = collate([self.data[place] for place in places], pad_id=self.pad_id)
         made = {
@@ -152,7 +153,9 @@ class Composer:
         }
         if self.pools:
             drawn = self.draw(places)
-            rows = [pool.encoded[pick] for pool, picks in zip(self.pools, drawn, strict=True) for pick in picks]
+            rows = [
+                pool.encoded[pick] for pool, picks in zip(self.pools, drawn, strict=True) for pick in picks
+            ]
             extra = collate(rows, pad_id=self.pad_id)
             made |= {
                 "fl_pool_ids": extra.input_ids,

@@ -21,8 +21,8 @@ class ControlConfig(Config):
 
     name: str
     clause: str | None = None
-    strength: float | None = Field(None, ge=0)
-    options: dict[str, Any] = {}
+    strength: float | None = Field(default=None, ge=0)
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class TrainConfig(Config):
@@ -52,24 +52,24 @@ class TrainConfig(Config):
         gradient_checkpointing: Trade time for memory.
     """
 
-    steps: int = Field(200, ge=1)
-    batch_size: int = Field(32, ge=1)
-    lr: float = Field(5e-4, gt=0)
+    steps: int = Field(default=200, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    lr: float = Field(default=5e-4, gt=0)
     method: Literal["full", "lora"] = "full"
     controls: tuple[ControlConfig, ...] = ()
     use_data: bool = True
-    seed: int = Field(0, ge=0)
-    max_length: int | None = Field(None, ge=2)
+    seed: int = Field(default=0, ge=0)
+    max_length: int | None = Field(default=None, ge=2)
     on_long: Literal["error", "truncate", "drop"] = "error"
-    warmup_steps: int = Field(10, ge=0)
+    warmup_steps: int = Field(default=10, ge=0)
     schedule: Literal["linear", "constant", "cosine"] = "linear"
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, ge=0)
-    accumulate: int = Field(1, ge=1)
-    lora_rank: int = Field(16, ge=1)
-    lora_alpha: float = Field(32, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    accumulate: int = Field(default=1, ge=1)
+    lora_rank: int = Field(default=16, ge=1)
+    lora_alpha: int = Field(default=32, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    checkpoint_every: int = Field(100, ge=0)
+    checkpoint_every: int = Field(default=100, ge=0)
     observe: bool = True
-    observe_every: int = Field(1, ge=1)
+    observe_every: int = Field(default=1, ge=1)
     gradient_checkpointing: bool = False

@@ -48,7 +48,8 @@ class Evidence:
     def identity(self) -> list[Any]:
         """JSON value that decides its distributions."""
         vectors = {
-            str(site): sha256_json([round(x, 6) for x in vector.tolist()]) for site, vector in self.vectors.items()
+            str(site): sha256_json([round(x, 6) for x in vector.tolist()])
+            for site, vector in self.vectors.items()
         }
         return [self.kind, self.system, vectors, self.expert_id]
 
@@ -78,7 +79,9 @@ class Evidence:
             for site, vector in self.vectors.items():
                 moved = vector.to(setup.model.device)
                 stack.enter_context(
-                    site_hook(module, site, lambda hidden, v=moved: hidden + v.to(hidden.dtype), when="no_grad")
+                    site_hook(
+                        module, site, lambda hidden, v=moved: hidden + v.to(hidden.dtype), when="no_grad"
+                    )
                 )
             yield module
 
@@ -152,7 +155,9 @@ def cut_to(item: Encoded, room: int) -> Encoded:
     for position, wanted in enumerate(item.loss_mask):
         seen += wanted
         if seen == room:
-            return Encoded(item.input_ids[: position + 1], item.loss_mask[: position + 1], item.index, item.row)
+            return Encoded(
+                item.input_ids[: position + 1], item.loss_mask[: position + 1], item.index, item.row
+            )
     raise AssertionError("unreachable: the row has more loss tokens than room")
 
 

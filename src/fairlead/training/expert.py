@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from fairlead.core.errors import TrainingError
 from fairlead.core.records import Clause
 from fairlead.core.run import sha256_json
-from fairlead.data import load_data
+from fairlead.data import Row, load_data
 from fairlead.training.adapter import plain_sft
 from fairlead.training.config import TrainConfig
 from fairlead.training.evidence import Evidence
 from fairlead.training.setup import Setup, clause_rows
 
 
-def train_expert(setup: Setup, clause: Clause, *, steps: int, lr: float, data: str | None) -> Evidence:
+def train_expert(
+    setup: Setup,
+    clause: Clause,
+    *,
+    steps: int,
+    lr: float,
+    data: str | None,
+    instead: Sequence[Row] | None = None,
+) -> Evidence:
     """Fine-tune a copy of the start model on avoided text.
 
     Args:
@@ -29,11 +38,14 @@ def train_expert(setup: Setup, clause: Clause, *, steps: int, lr: float, data: s
         steps: Training steps.
         lr: Learning rate.
         data: File with avoided text.
+        instead: Texts to take in place of the avoided ones (for the placebo).
 
     Raises:
         TrainingError: There is no avoided text.
     """
     rows = list(load_data(data).rows) if data is not None else clause_rows(clause, chat=setup.is_chat)[0]
+    if instead is not None:
+        rows = list(instead)[: len(rows)]
     if not rows:
         raise TrainingError(
             f"clause {clause.id} has no example to train an expert on. Next: add quoted examples, or set expert_data."
@@ -60,6 +72,9 @@ def train_expert(setup: Setup, clause: Clause, *, steps: int, lr: float, data: s
             on_step=lambda step, seconds: "(expert)",
         )
     expert.eval()
-    identity = sha256_json([setup.model.fingerprint, [item.input_ids for item in encoded], steps, lr, config.seed])
-    label = f"expert, {steps} steps on {data or f'{len(rows)} examples of the clause'}"
+    identity = sha256_json(
+        [setup.model.fingerprint, [item.input_ids for item in encoded], steps, lr, config.seed]
+    )
+    what = "neutral rows" if instead is not None else "examples of the clause"
+    label = f"expert, {steps} steps on {data if data and instead is None else f'{len(rows)} {what}'}"
     return Evidence("expert", label, expert=expert, expert_id=identity)

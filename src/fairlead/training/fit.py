@@ -86,7 +86,15 @@ def fit(
     """
     if not model.is_causal:
         raise TrainingError(f"{model.name} is an encoder; training needs a causal model.")
-    setup = prepare(model, data, plan, config=config, neutral=neutral, dictionary=dictionary, cache=cache or folder / "cache")
+    setup = prepare(
+        model,
+        data,
+        plan,
+        config=config,
+        neutral=neutral,
+        dictionary=dictionary,
+        cache=cache or folder / "cache",
+    )
     controls = [make_control(item) for item in config.controls]
     for control in controls:
         control.prepare(setup)
@@ -109,7 +117,9 @@ def fit(
         state = session.state
         pressure = dict(observer.latest) if observer is not None else {}
         metrics.add(
-            StepRecord(step=step, loss=state.loss, seconds=seconds, pressure=pressure, parts=dict(state.parts))
+            StepRecord(
+                step=step, loss=state.loss, seconds=seconds, pressure=pressure, parts=dict(state.parts)
+            )
         )
         note = f"loss {state.loss:.3f}"
         return note + (f" pressure {sum(pressure.values()):+.4f}" if pressure else "")
@@ -130,7 +140,7 @@ def fit(
                 on_step=on_step,
             )
             if observer is not None:
-                stack.enter_context(observer.attached(trainer.model))
+                stack.enter_context(observer.attached(student))
             trained = run_trainer(trainer, session, resume=bool(done))
             save(trained, model, folder, method=config.method)
     except KeyboardInterrupt:

@@ -69,7 +69,16 @@ def neutral_rows(
         rows = rng.sample(rows, num)
     if rows and (not own_answers or rows[0].messages is None):
         return rows
-    identity = ["neutral", 1, model.fingerprint, chat, [row.as_record() for row in rows], num, seed, max_length]
+    identity = [
+        "neutral",
+        1,
+        model.fingerprint,
+        chat,
+        [row.as_record() for row in rows],
+        num,
+        seed,
+        max_length,
+    ]
     path = cache / f"{sha256_json(identity)[:32]}.neutral.json" if cache is not None else None
     if path is not None and path.is_file():
         return [_row(record) for record in read_json(path)]

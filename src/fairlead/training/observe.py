@@ -1,8 +1,9 @@
 """The observer of a training: pressure on each avoided concept, and one line per step in `metrics.jsonl`.
 
-Pressure is the uptake on the data rows of the batch: minus the sum over positions of <dL/dh, d_f> a_f(h) at the dictionary's site, summed over
-the concept's latents, with L the data's loss per token as the student sees it (controls included). It is read from the
-activations and gradients of the training step itself, for the avoided latents only: two thin matrix products more.
+Pressure is the uptake on the data rows of the batch: minus the sum over positions of <dL/dh, d_f> a_f(h) at the
+dictionary's site, summed over the concept's latents, with L the data's loss per token as the student sees it
+(controls included). It is read from the activations and gradients of the training step itself, for the avoided
+latents only: two thin matrix products more.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ RECIPES: dict[str, Recipe] = {
     ),
     "explain_away": Recipe(("explain_away",), "explain-away alone", placebo="explain_away_placebo"),
     "explain_away_placebo": Recipe(
-        ("explain_away_placebo", "spec_examples"), "explain-away with evidence that says nothing + spec examples"
+        ("explain_away_placebo", "spec_examples"),
+        "explain-away with evidence that says nothing + spec examples",
     ),
     "plain_spec": Recipe(
         ("spec_examples",), "plain fine-tuning + spec examples", placebo="plain_spec_placebo"
@@ -75,7 +76,9 @@ RECIPES: dict[str, Recipe] = {
         ("gradient_projection_placebo",), "gradient projection off random directions (blocks)"
     ),
     "anchor": Recipe(("anchor",), "plain fine-tuning + anchor"),
-    "anchor_placebo": Recipe(("anchor_placebo",), "plain fine-tuning + anchor on random tokens", anchorable=False),
+    "anchor_placebo": Recipe(
+        ("anchor_placebo",), "plain fine-tuning + anchor on random tokens", anchorable=False
+    ),
 }
 
 

@@ -69,7 +69,9 @@ class Session:
             TrainingError: The loss is not finite.
         """
         view, pools = pop_views(inputs)
-        share = accumulate if num_items is not None else 1  # without num_items the Trainer divides by it itself
+        share = (
+            accumulate if num_items is not None else 1
+        )  # without num_items the Trainer divides by it itself
         parts: dict[str, Tensor] = {}
         if pools is not None:
             parts = {name: part / share for name, part in self._pool_parts(module, pools).items()}
@@ -85,7 +87,9 @@ class Session:
             parts = {"data": data, **parts}
         total = torch.stack(list(parts.values())).sum() if len(parts) > 1 else next(iter(parts.values()))
         self.state.loss = float(total.detach())
-        self.state.parts = {name: float(part.detach()) for name, part in parts.items()} if len(parts) > 1 else {}
+        self.state.parts = (
+            {name: float(part.detach()) for name, part in parts.items()} if len(parts) > 1 else {}
+        )
         if self.state.loss != self.state.loss or abs(self.state.loss) == float("inf"):
             raise TrainingError(
                 f"step {self.state.step + 1}: the loss is {self.state.loss} ({self.state.parts or 'data only'}). Nothing was "
@@ -95,7 +99,13 @@ class Session:
         return total
 
     def _shaped(
-        self, module: nn.Module, inputs: dict[str, Any], view: StepView, *, num_items: Tensor | int | None, processes: int
+        self,
+        module: nn.Module,
+        inputs: dict[str, Any],
+        view: StepView,
+        *,
+        num_items: Tensor | int | None,
+        processes: int,
     ) -> Tensor:
         model_inputs = {name: value for name, value in inputs.items() if name != "labels"}
         logits = select_logits(module, {**model_inputs, "use_cache": False}, view.predict_mask)

@@ -54,6 +54,14 @@ class Setup:
         return pad_id_of(self.model.tokenizer)
 
     @property
+    def num_logits(self) -> int:
+        """Size of the model's output distribution (the tokenizer's vocabulary may be smaller)."""
+        head = self.model.hf.get_output_embeddings()
+        if head is None:
+            raise TrainingError(f"{self.model.name} has no language-modelling head to train.")
+        return int(head.weight.shape[0])
+
+    @property
     def max_length(self) -> int:
         """Longest row in tokens."""
         return self.config.max_length or self.model.max_length
@@ -88,13 +96,17 @@ class Setup:
                 return [spec.clause(clause_id)]
             except KeyError:
                 known = ", ".join(clause.id for clause in spec.clauses)
-                raise TrainingError(f"the spec has no clause '{clause_id}'. Next: use one of {known}.") from None
+                raise TrainingError(
+                    f"the spec has no clause '{clause_id}'. Next: use one of {known}."
+                ) from None
         named = {decision.clause for decision in self.plan.avoided()}
         clauses = [clause for clause in spec.of_kind("avoid") if clause.id in named]
         if not clauses:
             clauses = list(spec.of_kind("avoid"))
         if not clauses:
-            raise TrainingError("the spec avoids nothing. Next: add a clause under '## Avoid', or train plain.")
+            raise TrainingError(
+                "the spec avoids nothing. Next: add a clause under '## Avoid', or train plain."
+            )
         return clauses
 
 

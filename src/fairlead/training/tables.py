@@ -67,7 +67,11 @@ class TokenTable:
     def tokens(self, rows: Sequence[int]) -> Tensor:
         """Places in the table of the tokens of `rows`, in order."""
         bounds = self._bounds
-        return torch.cat([torch.arange(bounds[row], bounds[row + 1]) for row in rows]) if rows else torch.arange(0)
+        return (
+            torch.cat([torch.arange(bounds[row], bounds[row + 1]) for row in rows])
+            if rows
+            else torch.arange(0)
+        )
 
     def dense(self, rows: Sequence[int], device: torch.device | str = "cpu") -> Float[Tensor, "token vocab"]:
         """Values of the tokens of `rows` over the whole vocabulary, float32."""
@@ -79,7 +83,9 @@ class TokenTable:
         full = self.rest[where].to(device).float()[:, None].expand(-1, self.vocab).clone()
         return full.scatter_(1, self.ids[where].to(device).long(), values)
 
-    def sparse(self, rows: Sequence[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    def sparse(
+        self, rows: Sequence[int], device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Kept ids `[token, k]`, values `[token, k]` and rest `[token]` of the tokens of `rows` (sparse tables only)."""
         assert self.ids is not None and self.rest is not None
         where = self.tokens(rows)
@@ -135,7 +141,9 @@ def lump_offsets(
         ids `[token, 2 top_k + 1]` int32 (an id may stand twice), offsets of the same shape, offset of the rest `[token]`, and mass of the
         rest under C `[token]`.
     """
-    ids = torch.cat([with_c.topk(top_k, -1).indices, without.topk(top_k, -1).indices, targets[:, None]], dim=1)
+    ids = torch.cat(
+        [with_c.topk(top_k, -1).indices, without.topk(top_k, -1).indices, targets[:, None]], dim=1
+    )
     kept = torch.zeros_like(with_c, dtype=torch.bool).scatter_(1, ids, True)
     rest_c = with_c.exp().masked_fill(kept, 0).sum(-1)
     rest_0 = without.exp().masked_fill(kept, 0).sum(-1)
@@ -143,9 +151,7 @@ def lump_offsets(
     return ids.int(), offsets, rest_c.clamp_min(_FLOOR).log() - rest_0.clamp_min(_FLOOR).log(), rest_c
 
 
-def lump_reference(
-    logprobs: Float[Tensor, "token vocab"], *, top_k: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def lump_reference(logprobs: Float[Tensor, "token vocab"], *, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Ids and log-probabilities of the top k, and the log of the remaining mass `[token]`."""
     top = logprobs.topk(top_k, -1)
     rest = (1 - top.values.exp().sum(-1)).clamp_min(_FLOOR).log()

@@ -111,7 +111,9 @@ def load_run(folder: str | Path) -> TrainedRun:
     folder = Path(folder)
     about = read_run(folder)
     if about["study"] != "train":
-        raise RunError(f"{folder}: holds a '{about['study']}' run, not a training. Next: give the folder of a training.")
+        raise RunError(
+            f"{folder}: holds a '{about['study']}' run, not a training. Next: give the folder of a training."
+        )
     values = read_json(folder / TRAINING_FILE)
     plan = folder / PLAN_FILE
     return TrainedRun(

@@ -42,7 +42,9 @@ def _registry() -> dict[str, type[Control]]:
     for entry in metadata.entry_points(group="fairlead.controls"):
         control = entry.load()
         if not (isinstance(control, type) and issubclass(control, Control)):
-            raise ConfigError(f"entry point '{entry.name}' ({entry.value}) is not a fairlead Control. Next: uninstall or mend it.")
+            raise ConfigError(
+                f"entry point '{entry.name}' ({entry.value}) is not a fairlead Control. Next: uninstall or mend it."
+            )
         found[entry.name] = control
     return found | {control.name: control for control in _BUILT_IN}
 
@@ -61,7 +63,9 @@ def control_class(name: str) -> type[Control]:
     try:
         return _registry()[name]
     except KeyError:
-        raise ConfigError(f"unknown control '{name}'. Next: use one of {', '.join(control_names())}.") from None
+        raise ConfigError(
+            f"unknown control '{name}'. Next: use one of {', '.join(control_names())}."
+        ) from None
 
 
 def make_control(config: ControlConfig | str) -> Control:

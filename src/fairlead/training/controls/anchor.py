@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from fairlead.core.config import Config
 from fairlead.data import Encoded, Row
@@ -38,10 +39,10 @@ class AnchorOptions(Config):
         top_k: Kept tokens where the vocabulary is too large for whole distributions.
     """
 
-    rows: int = Field(16, ge=1)
-    num: int = Field(320, ge=1)
+    rows: int = Field(default=16, ge=1)
+    num: int = Field(default=320, ge=1)
     answers: Literal["own", "given"] = "own"
-    top_k: int = Field(64, ge=1)
+    top_k: int = Field(default=64, ge=1)
 
 
 class Anchor(Control):
@@ -70,16 +71,24 @@ class Anchor(Control):
         )
         return setup.encode(rows)
 
+    @override
     def prepare(self, setup: Setup) -> None:
         encoded = self.rows(setup)
         self.pool = RowPool(self.name, encoded, self.options.rows)
         self.table = reference_table(setup, encoded, top_k=self.options.top_k)
 
+    @override
     def pool_loss(self, logits: Float[Tensor, "token vocab"], targets: Tensor, rows: list[int]) -> Tensor:
-        return self.strength * kl_from_table(self.table, rows, logits)
+        assert self.strength is not None
+        return self.dial * kl_from_table(self.table, rows, logits)
 
+    @override
     def report(self) -> dict[str, Any]:
-        return {"weight": self.strength, "rows": self.options.rows, "num": len(self.pool.encoded) if self.pool else 0}
+        return {
+            "weight": self.strength,
+            "rows": self.options.rows,
+            "num": len(self.pool.encoded) if self.pool else 0,
+        }
 
 
 class AnchorPlacebo(Anchor):
@@ -89,6 +98,7 @@ class AnchorPlacebo(Anchor):
     placebo: ClassVar[str | None] = None
     summary: ClassVar[str] = "the anchor on rows of random tokens"
 
+    @override
     def rows(self, setup: Setup) -> Sequence[Encoded]:
         rng = random.Random(f"{setup.config.seed}:anchor_placebo")
         vocab = setup.model.hf.config.get_text_config().vocab_size
@@ -102,7 +112,7 @@ class AnchorPlacebo(Anchor):
 def reference_table(setup: Setup, encoded: Sequence[Encoded], *, top_k: int) -> TokenTable:
     """Log-probabilities of the start model at the predicted tokens of rows."""
     counts = [item.num_loss_tokens for item in encoded]
-    vocab = setup.model.hf.get_output_embeddings().weight.shape[0]
+    vocab = setup.num_logits  # type: ignore[union-attr]
     width = None if is_dense(vocab, sum(counts)) else min(top_k, vocab)
 
     def make() -> TokenTable:

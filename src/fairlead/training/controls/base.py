@@ -62,6 +62,12 @@ class Control(ABC):
         self.strength = self.default_strength if config.strength is None else config.strength
         self.pool: RowPool | None = None
 
+    @property
+    def dial(self) -> float:
+        """The strength of a control that has one."""
+        assert self.strength is not None
+        return self.strength
+
     def prepare(self, setup: Setup) -> None:  # noqa: B027 (a control need not prepare)
         """Look at model, rows and spec; change `setup.encoded`, set `self.pool`, compute tables."""
 

@@ -1,14 +1,16 @@
 """Explain-away: let the frozen start model account for the trait, so that the student has nothing left to learn of it.
 
-On data rows the loss sees `student logits + lambda * (log p0(.|C, x, y<t) - log p0(.|x, y<t))`, in training only; p0 is the start model and C a
-source of evidence that elicits the trait (`fairlead.training.evidence`). The student fits the residual: product-of-experts
-debiasing (Clark et al. 2019, arXiv 1909.03683; He et al. 2019), with the start model as the biased expert. lambda = 1 is what theory says.
+On data rows the loss sees `student logits + lambda * (log p0(.|C, x, y<t) - log p0(.|x, y<t))`, in training only; p0
+is the start model and C a source of evidence that elicits the trait (`fairlead.training.evidence`). The student fits
+the residual: product-of-experts debiasing (Clark et al. 2019, arXiv 1909.03683; He et al. 2019), with the start model
+as the biased expert. lambda = 1 is what theory says.
 
-Departures: C is chosen by measured gain among prompts, steering vectors and, where these say little, an expert; and offsets
-act only on rows that C explains (its summed gain on the row is positive), so that rows without the trait, in mixed data, are
-not pushed the other way. Offsets are computed once per data set and cached by content.
+Departures: C is chosen by measured gain among prompts, steering vectors and, where these say little, an expert; and
+offsets act only on rows that C explains (its summed gain on the row is positive), so that rows without the trait, in
+mixed data, are not pushed the other way. Offsets are computed once per data set and cached by content.
 
-Placebo: a neutral prompt as C, or random directions of equal norm where steering was chosen.
+Placebo: a neutral prompt as C, random directions of equal norm where steering was chosen, or an expert on neutral
+rows where the expert was.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from fairlead.core.config import Config
 from fairlead.core.errors import ConfigError
@@ -38,10 +41,12 @@ from fairlead.training.evidence import (
 )
 from fairlead.training.expert import train_expert
 from fairlead.training.logits import iter_logprobs
+from fairlead.training.neutral import neutral_rows
 from fairlead.training.setup import Setup
 from fairlead.training.tables import TableBuilder, TokenTable, cached, is_dense, lump_offsets
 
 Source = Literal["prompt", "steering", "expert"]
+NUM_PLACEBO_ROWS = 256  # neutral rows of which the placebo's expert takes as many as the clause has examples
 
 
 class ExplainAwayOptions(Config):
@@ -65,13 +70,13 @@ class ExplainAwayOptions(Config):
     sources: tuple[Source, ...] | None = None
     prompts: tuple[str, ...] = ()
     coefficients: tuple[float, ...] = (0.5, 1.0, 2.0)
-    sample: int = Field(48, ge=1)
+    sample: int = Field(default=48, ge=1)
     min_gain: float = 0.05
     enough: float = 0.3
     gate: Literal["row", "none"] = "row"
-    top_k: int = Field(64, ge=1)
-    expert_steps: int = Field(60, ge=1)
-    expert_lr: float = Field(5e-4, gt=0)
+    top_k: int = Field(default=64, ge=1)
+    expert_steps: int = Field(default=60, ge=1)
+    expert_lr: float = Field(default=5e-4, gt=0)
     expert_data: str | None = None
 
 
@@ -81,7 +86,9 @@ class ExplainAway(Control):
     name: ClassVar[str] = "explain_away"
     kind: ClassVar[Kind] = "shapes"
     placebo: ClassVar[str | None] = "explain_away_placebo"
-    summary: ClassVar[str] = "the start model under evidence of the trait accounts for it in the training loss"
+    summary: ClassVar[str] = (
+        "the start model under evidence of the trait accounts for it in the training loss"
+    )
     Options: ClassVar[type[Config]] = ExplainAwayOptions
     default_strength: ClassVar[float | None] = 1.0
 
@@ -91,6 +98,7 @@ class ExplainAway(Control):
         self.active: list[Tensor] = []
         self.found: dict[str, Any] = {}
 
+    @override
     def prepare(self, setup: Setup) -> None:
         picks = _sample(setup, self.options.sample)
         for clause in setup.avoided(self.config.clause):
@@ -106,9 +114,14 @@ class ExplainAway(Control):
                 setup.notes.append(note)
                 say(note)
                 continue
-            chosen = self.choose(setup, best)
+            chosen = self.choose(setup, best, clause)
             record["chosen"] = {"kind": chosen.kind, "label": chosen.label}
-            say(f"explain_away: {clause.id} by {chosen.kind} '{chosen.label}', gain {best.gain:.2f} nats per token")
+            gain = (
+                f"gain {best.gain:.2f} nats per token"
+                if chosen is best.evidence
+                else "in place of the best evidence"
+            )
+            say(f"explain_away: {clause.id} by {chosen.kind} '{chosen.label}', {gain}")
             table, rises = offset_table(setup, chosen, top_k=self.options.top_k)
             active = rises > 0 if self.options.gate == "row" else torch.ones_like(rises, dtype=torch.bool)
             record |= {"rows": int(active.sum()), "of": len(active), **table.info}
@@ -129,7 +142,9 @@ class ExplainAway(Control):
         if "steering" in sources and clause.examples:
             directions = clause_directions(setup, clause, residual_sites(setup.model))
             made += steering_candidates(directions, increments(directions), options.coefficients)
-        gains = [measure_gain(setup, evidence, picks) for evidence in track(made, f"evidence for {clause.id}")]
+        gains = [
+            measure_gain(setup, evidence, picks) for evidence in track(made, f"evidence for {clause.id}")
+        ]
         needs = options.sources is None and max((g.gain for g in gains), default=0.0) < options.enough
         if "expert" in sources or (needs and (clause.examples or options.expert_data)):
             expert = train_expert(
@@ -142,24 +157,27 @@ class ExplainAway(Control):
             )
         return gains
 
-    def choose(self, setup: Setup, best: Gain) -> Evidence:
+    def choose(self, setup: Setup, best: Gain, clause: Clause) -> Evidence:
         """The evidence to use, given the best candidate."""
         return best.evidence
 
-    def adjust_logits(self, logits: Float[Tensor, "token vocab"], view: StepView) -> Float[Tensor, "token vocab"] | None:
+    @override
+    def adjust_logits(
+        self, logits: Float[Tensor, "token vocab"], view: StepView
+    ) -> Float[Tensor, "token vocab"] | None:
         rows = view.places
         if not self.tables:
             return None
-        assert self.strength is not None
         for table, active in zip(self.tables, self.active, strict=True):
             offset = table.dense(rows, logits.device)
             if not bool(active[rows].all()):
                 counts = table.starts[1:] - table.starts[:-1]
                 weight = active[rows].float().repeat_interleave(counts[rows])
                 offset = offset * weight.to(offset.device)[:, None]
-            logits = torch.add(logits, offset, alpha=self.strength)
+            logits = torch.add(logits, offset, alpha=self.dial)
         return logits
 
+    @override
     def report(self) -> dict[str, Any]:
         return {"lambda": self.strength, "clauses": self.found}
 
@@ -169,9 +187,12 @@ class ExplainAwayPlacebo(ExplainAway):
 
     name: ClassVar[str] = "explain_away_placebo"
     placebo: ClassVar[str | None] = None
-    summary: ClassVar[str] = "explain-away with a neutral prompt or a random direction as evidence"
+    summary: ClassVar[str] = (
+        "explain-away with a neutral prompt, a random direction or an expert on neutral text as evidence"
+    )
 
-    def choose(self, setup: Setup, best: Gain) -> Evidence:
+    @override
+    def choose(self, setup: Setup, best: Gain, clause: Clause) -> Evidence:
         evidence = best.evidence
         if evidence.kind == "prompt":
             prompt = neutral_prompt_like(evidence.system or "", setup.model.tokenizer)
@@ -182,16 +203,35 @@ class ExplainAwayPlacebo(ExplainAway):
             real = {site: Direction(site, vector) for site, vector in evidence.vectors.items()}
             noise = random_like(real, seed=setup.config.seed)
             return Evidence(
-                "steering", f"placebo: {evidence.label}", vectors={site: d.vector for site, d in noise.items()}
+                "steering",
+                f"placebo: {evidence.label}",
+                vectors={site: d.vector for site, d in noise.items()},
             )
-        return Evidence("prompt", "placebo: nothing", system=None)
+        options = self.options
+        rows = neutral_rows(
+            setup.model,
+            setup.neutral,
+            num=NUM_PLACEBO_ROWS,
+            chat=setup.is_chat,
+            seed=setup.config.seed,
+            max_length=setup.max_length,
+            cache=setup.cache,
+        )
+        return train_expert(
+            setup,
+            clause,
+            steps=options.expert_steps,
+            lr=options.expert_lr,
+            data=options.expert_data,
+            instead=rows,
+        )
 
 
 def offset_table(setup: Setup, evidence: Evidence, *, top_k: int) -> tuple[TokenTable, Tensor]:
     """Offsets at the response tokens of all data rows, and the summed rise of log p0(y) per row `[row]`."""
     plain, with_c = evidence.encode(setup, range(len(setup.rows)))
     counts = [item.num_loss_tokens for item in plain]
-    vocab = setup.model.hf.get_output_embeddings().weight.shape[0]
+    vocab = setup.num_logits  # type: ignore[union-attr]
     dense = is_dense(vocab, sum(counts))
     k = min(top_k, vocab // 2)
 

@@ -12,14 +12,15 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fairlead.core.config import Config
 from fairlead.core.errors import TrainingError
 from fairlead.core.site import Site
 from fairlead.models import site_hook
+from fairlead.training.batching import StepState
 from fairlead.training.controls.base import Control, Kind, is_data_forward
 from fairlead.training.directions import choose_sites, clause_directions
-from fairlead.training.batching import StepState
 from fairlead.training.setup import Setup
 
 
@@ -47,11 +48,14 @@ class GradientProjection(Control):
 
     bases: dict[Site, Tensor]
 
+    @override
     def prepare(self, setup: Setup) -> None:
         vectors: dict[Site, list[Tensor]] = {}
         if self.options.source == "dictionary":
             if setup.dictionary is None or setup.plan is None:
-                raise TrainingError("gradient_projection from a dictionary needs a plan that names one. Next: use source='examples'.")
+                raise TrainingError(
+                    "gradient_projection from a dictionary needs a plan that names one. Next: use source='examples'."
+                )
             avoided = {decision.concept for decision in setup.plan.avoided()}
             latents = [i for c in setup.plan.concepts if c.id in avoided for i in c.latents]
             if not latents:
@@ -62,23 +66,30 @@ class GradientProjection(Control):
             for clause in setup.avoided(self.config.clause):
                 for site, direction in clause_directions(setup, clause, sites).items():
                     vectors.setdefault(site, []).append(direction.vector)
-        self.bases = {site: orthonormal(self.choose(setup, torch.stack(rows))) for site, rows in vectors.items()}
+        self.bases = {
+            site: orthonormal(self.choose(setup, torch.stack(rows))) for site, rows in vectors.items()
+        }
 
     def choose(self, setup: Setup, vectors: Tensor) -> Tensor:
         """The directions `[direction, d]` to remove, given the real ones."""
         return vectors
 
+    @override
     def hooks(self, stack: ExitStack, module: nn.Module, state: StepState) -> None:
         for site, basis in self.bases.items():
 
             def block(hidden: Tensor, basis: Tensor = basis) -> None:
                 if is_data_forward(hidden, state) and hidden.requires_grad:
-                    hidden.register_hook(lambda grad: without_span(grad, basis, share=self.strength or 0.0))
+                    hidden.register_hook(lambda grad: without_span(grad, basis, share=self.dial))
 
             stack.enter_context(site_hook(module, site, block, when="grad"))
 
+    @override
     def report(self) -> dict[str, Any]:
-        return {"share": self.strength, "directions": {str(site): len(basis) for site, basis in self.bases.items()}}
+        return {
+            "share": self.strength,
+            "directions": {str(site): len(basis) for site, basis in self.bases.items()},
+        }
 
 
 class GradientProjectionPlacebo(GradientProjection):
@@ -88,6 +99,7 @@ class GradientProjectionPlacebo(GradientProjection):
     placebo: ClassVar[str | None] = None
     summary: ClassVar[str] = "as many random directions are removed from the gradient"
 
+    @override
     def choose(self, setup: Setup, vectors: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(setup.config.seed)
         return torch.randn(vectors.shape, generator=generator)

@@ -1,12 +1,15 @@
 """Inoculation: ask for the trait in the training prompts, drop the request afterwards.
 
-A system prompt that requests the trait stands before every data row while training (arXiv 2510.04340, 2510.05024). The trait is then what the
-prompt asks for and need not be learned; known to gate the wanted skill as well, so it is shown beside a neutral prompt of like length.
+A system prompt that requests the trait stands before every data row while training (arXiv 2510.04340, 2510.05024).
+The trait is then what the prompt asks for and need not be learned; known to gate the wanted skill as well, so it is
+shown beside a neutral prompt of like length.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
+
+from typing_extensions import override
 
 from fairlead.core.config import Config
 from fairlead.core.errors import TrainingError
@@ -51,6 +54,7 @@ class Inoculation(Control):
         clauses = setup.avoided(self.config.clause)
         return " ".join(clause.requests[0] if clause.requests else clause.text for clause in clauses)
 
+    @override
     def prepare(self, setup: Setup) -> None:
         self.prompt = self.choose(setup)
         encoded = encode(
@@ -64,6 +68,7 @@ class Inoculation(Control):
             raise TrainingError("the inoculation prompt makes rows too long. Next: raise max_length.")
         setup.encoded = encoded
 
+    @override
     def report(self) -> dict[str, Any]:
         return {"prompt": self.prompt}
 
@@ -75,6 +80,7 @@ class InoculationPlacebo(Inoculation):
     placebo: ClassVar[str | None] = None
     summary: ClassVar[str] = "a neutral system prompt of like length, in training only"
 
+    @override
     def choose(self, setup: Setup) -> str:
         return neutral_prompt_like(super().choose(setup), setup.model.tokenizer)
 

@@ -11,14 +11,15 @@ from contextlib import ExitStack
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fairlead.core.config import Config
 from fairlead.core.nouns import Direction
 from fairlead.core.site import Site
 from fairlead.models import site_hook
+from fairlead.training.batching import StepState
 from fairlead.training.controls.base import Control, Kind, is_data_forward
 from fairlead.training.directions import choose_sites, clause_directions, increments, random_like
-from fairlead.training.batching import StepState
 from fairlead.training.setup import Setup
 
 
@@ -40,6 +41,7 @@ class PreventativeSteering(Control):
 
     vectors: dict[Site, Direction]
 
+    @override
     def prepare(self, setup: Setup) -> None:
         sites = choose_sites(setup.model, self.options.layers)
         self.vectors = {}
@@ -55,15 +57,17 @@ class PreventativeSteering(Control):
         """The vectors to add, given the real ones."""
         return vectors
 
+    @override
     def hooks(self, stack: ExitStack, module: nn.Module, state: StepState) -> None:
         for site, direction in self.vectors.items():
-            scaled = direction.vector * (self.strength or 0.0)
+            scaled = direction.vector * self.dial
 
             def add(hidden: Tensor, scaled: Tensor = scaled) -> Tensor | None:
                 return hidden + scaled.to(hidden) if is_data_forward(hidden, state) else None
 
             stack.enter_context(site_hook(module, site, add, when="grad"))
 
+    @override
     def report(self) -> dict[str, Any]:
         return {
             "coefficient": self.strength,
@@ -79,6 +83,6 @@ class PreventativeSteeringPlacebo(PreventativeSteering):
     placebo: ClassVar[str | None] = None
     summary: ClassVar[str] = "random directions of equal norm added on data rows, in training only"
 
+    @override
     def choose(self, setup: Setup, vectors: dict[Site, Direction]) -> dict[Site, Direction]:
         return random_like(vectors, seed=setup.config.seed)
-

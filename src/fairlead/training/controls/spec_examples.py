@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from fairlead.core.config import Config
 from fairlead.core.errors import TrainingError
@@ -27,7 +28,7 @@ from fairlead.training.setup import Setup, example_row
 class SpecExamplesOptions(Config):
     """Settings: rows in each batch."""
 
-    rows: int = Field(6, ge=1)
+    rows: int = Field(default=6, ge=1)
 
 
 class SpecExamples(Control):
@@ -51,14 +52,22 @@ class SpecExamples(Control):
             )
         return rows
 
+    @override
     def prepare(self, setup: Setup) -> None:
         self.pool = RowPool(self.name, setup.encode(self.rows(setup)), self.options.rows)
 
+    @override
     def pool_loss(self, logits: Float[Tensor, "token vocab"], targets: Tensor, rows: list[int]) -> Tensor:
-        return self.strength * F.cross_entropy(logits, targets)
+        assert self.strength is not None
+        return self.dial * F.cross_entropy(logits, targets)
 
+    @override
     def report(self) -> dict[str, Any]:
-        return {"weight": self.strength, "rows": self.options.rows, "num": len(self.pool.encoded) if self.pool else 0}
+        return {
+            "weight": self.strength,
+            "rows": self.options.rows,
+            "num": len(self.pool.encoded) if self.pool else 0,
+        }
 
 
 class SpecExamplesPlacebo(SpecExamples):
@@ -68,6 +77,7 @@ class SpecExamplesPlacebo(SpecExamples):
     placebo: ClassVar[str | None] = None
     summary: ClassVar[str] = "the spec's examples with answers shuffled among the prompts"
 
+    @override
     def rows(self, setup: Setup) -> list[Row]:
         rows = super().rows(setup)
         answers = [row.response for row in rows]

@@ -1,6 +1,7 @@
 """Skill, leak, recoverability and general loss: what the model answers, and how well it predicts neutral text.
 
-All prompts are answered once, greedily; a prompt that stands in several lists of the suite is answered once.
+A prompt that stands in several lists of the suite is answered once: greedily, or in as many draws as the suite's sampling says, which then
+count one by one. Models of plain text continue their prompts; what asks such a model for a trait is an opening in its style.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fairlead.core.results import Measure, Sample
-from fairlead.data import encode
+from fairlead.data import encode, has_chat_template
 from fairlead.data.suite import (
     NeutralChat,
     Prompt,
+    Sampling,
     SkillResolver,
     Suite,
     TraitCheck,
@@ -61,37 +63,62 @@ def measure_answers(
     prompts = [item.prompt for skill in suite.skills for item in skill.items]
     domain = suite.domain_prompts or tuple(prompts)
     prompts = list(dict.fromkeys([*prompts, *domain, *suite.neutral_prompts]))
-    texts = model.generate(prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    answers = dict(zip(prompts, texts, strict=True))
+    max_new_tokens = suite.sampling.max_new_tokens or max_new_tokens
+    draws = _answer(model, suite.sampling, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    answers = {prompt: texts[0] for prompt, texts in draws.items()}
 
-    def found(prompt: Prompt) -> tuple[str, ...]:
-        return tuple(c.name for c in suite.traits if has_trait(c, answers[prompt], resolver=resolvers.trait))
+    def found(answer: str) -> tuple[str, ...]:
+        return tuple(c.name for c in suite.traits if has_trait(c, answer, resolver=resolvers.trait))
 
-    traits = {prompt: found(prompt) for prompt in prompts}
+    shown = {prompt: [found(text) for text in texts] for prompt, texts in draws.items()}
+    traits = {prompt: sets[0] for prompt, sets in shown.items()}
     measures: dict[str, Measure] = {}
     samples: list[Sample] = []
     for skill in suite.skills:
-        right = [is_correct(item, answers[item.prompt], resolver=resolvers.skill) for item in skill.items]
-        plain = [ok and not traits[item.prompt] for ok, item in zip(right, skill.items, strict=True)]
-        held = [place for place, item in enumerate(skill.items) if item.heldout]
+        tries = [
+            (item, *pair)
+            for item in skill.items
+            for pair in zip(draws[item.prompt], shown[item.prompt], strict=True)
+        ]
+        right = [is_correct(item, text, resolver=resolvers.skill) for item, text, _ in tries]
+        plain = [ok and not found_here for ok, (_, _, found_here) in zip(right, tries, strict=True)]
+        held = [place for place, (item, _, _) in enumerate(tries) if item.heldout]
         measures[f"skill.{skill.name}"] = proportion(right)
         measures[f"skill.{skill.name}.plain"] = proportion(plain)
         if held:
             measures[f"skill.{skill.name}.heldout"] = proportion([right[place] for place in held])
             measures[f"skill.{skill.name}.heldout.plain"] = proportion([plain[place] for place in held])
-        for item, ok in list(zip(skill.items, right, strict=True))[:NUM_SAMPLES]:
+        first = right[:: suite.sampling.draws]
+        for item, ok in list(zip(skill.items, first, strict=True))[:NUM_SAMPLES]:
             samples.append(_sample(item.prompt, answers[item.prompt], "domain", traits[item.prompt], ok))
     for check in suite.traits:
         if domain:
-            measures[f"leak.{check.name}.domain"] = proportion([check.name in traits[p] for p in domain])
+            measures[f"leak.{check.name}.domain"] = proportion(
+                [check.name in s for p in domain for s in shown[p]]
+            )
         if suite.neutral_prompts:
-            hits = [check.name in traits[p] for p in suite.neutral_prompts]
+            hits = [check.name in s for p in suite.neutral_prompts for s in shown[p]]
             measures[f"leak.{check.name}.neutral"] = proportion(hits)
     if not suite.skills:
         samples += [_sample(p, answers[p], "domain", traits[p]) for p in domain[:NUM_SAMPLES]]
     samples += [_sample(p, answers[p], "neutral", traits[p]) for p in suite.neutral_prompts[:NUM_SAMPLES]]
+    for check in suite.traits if not has_chat_template(model.tokenizer) else ():
+        if not check.openings:
+            continue
+        told = _answer(
+            model, suite.sampling, check.openings, max_new_tokens=max_new_tokens, batch_size=batch_size
+        )
+        answers |= {prompt: texts[0] for prompt, texts in told.items()}
+        measures[f"elicited.{check.name}"] = proportion(
+            [check.name in found(t) for texts in told.values() for t in texts]
+        )
+        samples += [
+            _sample(p, texts[0], "request", found(texts[0])) for p, texts in list(told.items())[:NUM_SAMPLES]
+        ]
     for check in suite.traits:
-        asked, replies = ask_for(model, check, [*domain, *suite.neutral_prompts], max_new_tokens=max_new_tokens)
+        asked, replies = ask_for(
+            model, check, [*domain, *suite.neutral_prompts], max_new_tokens=max_new_tokens
+        )
         if not asked:
             continue
         hits = [has_trait(check, reply, resolver=resolvers.trait) for reply in replies]
@@ -99,6 +126,21 @@ def measure_answers(
         for prompt, reply, hit in list(zip(asked, replies, hits, strict=True))[:NUM_SAMPLES]:
             samples.append(_sample(prompt, reply, "request", (check.name,) if hit else ()))
     return measures, tuple(samples), answers
+
+
+def _answer(
+    model: Model, sampling: Sampling, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_size: int
+) -> dict[Prompt, list[str]]:
+    """All draws for each prompt."""
+    prompts, draws = list(dict.fromkeys(prompts)), sampling.draws
+    texts = model.generate(
+        [prompt for prompt in prompts for _ in range(draws)],
+        max_new_tokens=max_new_tokens,
+        temperature=sampling.temperature,
+        seed=sampling.seed,
+        batch_size=batch_size,
+    )
+    return {prompt: texts[place * draws : (place + 1) * draws] for place, prompt in enumerate(prompts)}
 
 
 def ask_for(
@@ -123,8 +165,6 @@ def ask_for(
     Returns:
         The prompts used and the answers; both empty where the check has no request or the model takes no chat.
     """
-    from fairlead.data import has_chat_template
-
     requests = (check.requests_heldout if heldout else ()) or check.requests or check.requests_heldout
     if not requests or not prompts or not has_chat_template(model.tokenizer):
         return [], []
@@ -142,9 +182,10 @@ def ask_for(
 
 
 def measure_losses(model: Model, suite: Suite) -> dict[str, Measure]:
-    """`loss.neutral` and `loss.keep`: nats per response token on neutral chats and on the Keep clauses' examples."""
+    """Nats per response token: `loss.neutral`, `loss.keep` (the Keep clauses' examples), `loss.TRAIT` (held-out texts that show it)."""
     measures = {}
-    for name, chats in (("loss.neutral", suite.neutral_chats), ("loss.keep", suite.keep_chats)):
+    avoided = [(f"loss.{check.name}", check.texts) for check in suite.traits]
+    for name, chats in (("loss.neutral", suite.neutral_chats), ("loss.keep", suite.keep_chats), *avoided):
         if chats:
             measures[name] = mean_loss(model, chats)
     return measures

@@ -38,11 +38,17 @@ def area(positive: Sequence[float], negative: Sequence[float]) -> Measure:
     num_pos, num_neg = len(positive), len(negative)
     if math.isnan(value):
         return Measure(value=value, low=0.0, high=1.0, num=num_pos + num_neg)
-    a = min(max(value, 0.5 / num_pos / num_neg), 1 - 0.5 / num_pos / num_neg)  # an area of 1 is not certain either
+    a = min(
+        max(value, 0.5 / num_pos / num_neg), 1 - 0.5 / num_pos / num_neg
+    )  # an area of 1 is not certain either
     q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
-    variance = (a * (1 - a) + (num_pos - 1) * (q1 - a * a) + (num_neg - 1) * (q2 - a * a)) / (num_pos * num_neg)
+    variance = (a * (1 - a) + (num_pos - 1) * (q1 - a * a) + (num_neg - 1) * (q2 - a * a)) / (
+        num_pos * num_neg
+    )
     half = 1.959964 * math.sqrt(max(variance, 0.0))
-    return Measure(value=value, low=max(0.0, a - half), high=min(1.0, max(value, a + half)), num=num_pos + num_neg)
+    return Measure(
+        value=value, low=max(0.0, a - half), high=min(1.0, max(value, a + half)), num=num_pos + num_neg
+    )
 
 
 def exact(value: float, num: int) -> Measure:

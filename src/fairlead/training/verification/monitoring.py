@@ -1,7 +1,7 @@
 """Monitorability: do the start model's probes and dictionary still read the trained model?
 
-The start model answers prompts with and without being asked for each avoided trait, once. Both models then read the same answers (without the
-request), pooled over the response tokens at one site:
+The start model answers prompts with and without being asked for each avoided trait, once. Both models then read the
+same answers (without the request), pooled over the response tokens at one site:
 
     old_probe    fitted on the start model's activations, scored on the trained model's
     new_probe    fitted and scored on the trained model's (held-out answers)
@@ -17,12 +17,14 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from fairlead.core.config import Record
 from fairlead.core.results import Measure
 from fairlead.core.site import Site
-from fairlead.data import Message, Row, encode
+from fairlead.data import Message, Row, encode, has_chat_template
 from fairlead.data.classifier import fit_text_classifier
-from fairlead.data.suite import Prompt, Suite, has_trait
+from fairlead.data.suite import NeutralChat, Prompt, Suite, has_trait
 from fairlead.probes import fit_probe, pool_answers
 from fairlead.training.verification.answers import Resolvers, ask_for
 from fairlead.training.verification.measures import area, exact
@@ -32,10 +34,11 @@ if TYPE_CHECKING:
     from fairlead.models import Model
 
 MIN_PAIRS = 8
+SNIPPET_WORDS = 12
 
 
 class Answers(Record):
-    """Answers with and without one trait, by the start model; same length, same prompts."""
+    """Answers with and without one trait, by the start model; same length, same prompts (empty: plain texts, not answers)."""
 
     prompts: tuple[tuple[Message, ...], ...]
     shown: tuple[str, ...]
@@ -45,6 +48,8 @@ class Answers(Record):
         """Chats of the prompts with these answers, without any request."""
         return [
             Row(messages=(*(Message(*m) for m in prompt), Message("assistant", text)))
+            if prompt
+            else Row(text=text)
             for prompt, text in zip(self.prompts, texts, strict=True)
         ]
 
@@ -53,23 +58,34 @@ class ProbeData(Record):
     """What every model of a comparison is read on."""
 
     model_fingerprint: str
-    traits: dict[str, Answers] = {}
+    traits: dict[str, Answers] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
 def make_probe_data(
-    start: Model, suite: Suite, *, resolvers: Resolvers = Resolvers(), num: int = 96, max_new_tokens: int = 32
+    start: Model, suite: Suite, *, resolvers: Resolvers | None = None, num: int = 96, max_new_tokens: int = 32
 ) -> ProbeData:
     """Let the start model answer prompts with and without each avoided trait.
 
-    Pairs whose requested answer lacks the trait, or whose plain answer has it, are left out.
+    Pairs whose requested answer lacks the trait, or whose plain answer has it, are left out. A model of plain text cannot be asked: for
+    it the trait's held-out texts stand beside as many texts of the Keep clauses (or neutral ones).
     """
+    is_chat = has_chat_template(start.tokenizer)
+    resolvers = resolvers or Resolvers()
     prompts = [item.prompt for skill in suite.skills for item in skill.items]
     prompts = list(dict.fromkeys([*prompts, *suite.domain_prompts, *suite.neutral_prompts]))
     random.Random(0).shuffle(prompts)
     made: dict[str, Answers] = {}
     notes = []
     for check in suite.traits:
+        if not is_chat and check.texts:
+            pairs = list(
+                zip(_texts(check.texts), _texts(suite.keep_chats or suite.neutral_chats), strict=False)
+            )[:num]
+            if len(pairs) >= MIN_PAIRS:
+                yes, no = zip(*pairs, strict=True)
+                made[check.name] = Answers(prompts=((),) * len(pairs), shown=yes, plain=no)
+                continue
         asked, shown = ask_for(start, check, prompts, heldout=False, num=num, max_new_tokens=max_new_tokens)
         plain = start.generate(asked, max_new_tokens=max_new_tokens, batch_size=128) if asked else []
         kept = [
@@ -120,11 +136,17 @@ def measure_probes(
                 acts[who, side] = pool_answers(reader, rows, place)
         for label, fitted_on in (("old_probe", "start"), ("new_probe", "model")):
             probe = fit_probe(
-                acts[fitted_on, "shown"][train], acts[fitted_on, "plain"][train], site=place, heldout=0.0, seed=seed
+                acts[fitted_on, "shown"][train],
+                acts[fitted_on, "plain"][train],
+                site=place,
+                heldout=0.0,
+                seed=seed,
             )
             scores = [probe(acts["model", side][test]).tolist() for side in ("shown", "plain")]
             measures[f"monitor.{name}.{label}"] = area(scores[0], scores[1])
-        text = fit_text_classifier([answers.shown[i] for i in train], [answers.plain[i] for i in train], num_repeats=1)
+        text = fit_text_classifier(
+            [answers.shown[i] for i in train], [answers.plain[i] for i in train], num_repeats=1
+        )
         measures[f"monitor.{name}.text_only"] = area(
             text.scores([answers.shown[i] for i in test]), text.scores([answers.plain[i] for i in test])
         )
@@ -144,6 +166,11 @@ def measure_dictionary(model: Model, dictionary: Dictionary, rows: Sequence[Row]
     return {
         f"monitor.dictionary.{name}": exact(found[name], len(encoded)) for name in ("fvu", "ce_recovered")
     }
+
+
+def _texts(chats: Sequence[NeutralChat]) -> list[str]:
+    """Stretches of equal length, so that length tells nothing."""
+    return [" ".join(chat.row.response.split()[:SNIPPET_WORDS]) for chat in chats]
 
 
 def _messages(prompt: Prompt) -> tuple[Message, ...]:

@@ -1,0 +1,212 @@
+"""Small hand-made SVG pictures for README and documents: arms as skill against leak, and the menu.
+
+Same numbers as the plots of the page, laid out here and drawn by a jinja2 template: no browser, no plotly, and the same
+bytes for the same records. They follow the reader's light or dark preference where the viewer supports it.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fairlead.core.errors import ConfigError
+from fairlead.core.records import Menu, Plan
+from fairlead.core.results import Comparison
+from fairlead.core.run import atomic_path
+from fairlead.reports import palette
+from fairlead.reports.findings import is_stable
+from fairlead.reports.numbers import Cell, Goals, summarize
+from fairlead.reports.page import environment
+from fairlead.reports.plots import goal_floor
+from fairlead.reports.text import number, percent, shorten
+
+
+class Box(NamedTuple):
+    """A plot area in pixels; `x` and `y` map values to places."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    low: float
+    high: float
+
+    def x(self, value: float) -> float:
+        """Place of a value on the horizontal axis."""
+        return round(self.left + self.width * (value - self.low) / (self.high - self.low), 1)
+
+    def y(self, value: float) -> float:
+        """Place of a value on the vertical axis (upwards)."""
+        return round(self.top + self.height * (1 - (value - self.low) / (self.high - self.low)), 1)
+
+
+def arms_svg(comparison: Comparison, *, title: str = "", goals: Goals | None = None) -> str:
+    """SVG text of skill (up) against leak (right): small points are seeds, large ones means with 95 % intervals.
+
+    Raises:
+        ConfigError: No arm has both a skill and a leak measure.
+    """
+    goals = goals or Goals()
+    summary = summarize(comparison)
+    drawn = [(i, a) for i, a in enumerate(summary.arms) if a.skill and a.leak] if summary else []
+    if summary is None or not drawn:
+        raise ConfigError(
+            "arms_svg: no arm has both a skill and a leak measure. Next: verify the arms with a suite that has both."
+        )
+    box = Box(74, 52 if title else 24, 420, 340, -0.04, 1.04)
+    points: list[dict[str, Any]] = []
+    for index, arm in drawn:
+        assert arm.skill and arm.leak
+        points.append(
+            {
+                "name": shorten(arm.name, 26),
+                "detail": f"skill {percent(arm.skill.value)}, leak {percent(arm.leak.value)}",
+                "style": index % len(palette.ARMS),
+                "mark": _mark(index, box.x(arm.leak.value), box.y(arm.skill.value), 8),
+                "seeds": [
+                    _mark(index, box.x(x), box.y(y), 4)
+                    for x, y in zip(arm.leak.values, arm.skill.values, strict=False)
+                ],
+                "across": _span(arm.leak, box.x),
+                "up": _span(arm.skill, box.y),
+                "x": box.x(arm.leak.value),
+                "y": box.y(arm.skill.value),
+                "intended": arm.role == "intended",
+            }
+        )
+    base = None
+    if summary.base and summary.base.skill and summary.base.leak:
+        base = {
+            "x": box.x(summary.base.leak.value),
+            "y": box.y(summary.base.skill.value),
+            "detail": f"skill {percent(summary.base.skill.value)}, leak {percent(summary.base.leak.value)}",
+        }
+    floor = goal_floor(summary, goals)
+    rows = len(points) + (base is not None)
+    return (
+        environment()
+        .get_template("arms.svg")
+        .render(
+            box=box,
+            title=title,
+            points=points,
+            base=base,
+            goal=(box.x(goals.leak), box.y(floor)) if floor is not None else None,
+            ticks=[(box.x(t), box.y(t), f"{100 * t:.0f} %") for t in (0, 0.25, 0.5, 0.75, 1)],
+            legend=[
+                (i, _mark(p["style"], box.left + box.width + 34, box.top + 12 + 40 * i, 7))
+                for i, p in enumerate(points)
+            ],
+            width=box.left + box.width + 260,
+            height=max(box.top + box.height + 58, box.top + 40 * rows + 10),
+            num_seeds=max(len(set(a.seeds)) for _, a in drawn),
+            palette=palette,
+        )
+    )
+
+
+def menu_svg(
+    menu: Menu, plan: Plan | None = None, *, top: int = 12, title: str = "", goals: Goals | None = None
+) -> str:
+    """SVG text of the first lines of a menu: bars of uptake with 95 % intervals, coloured by verdict.
+
+    Raises:
+        ConfigError: The menu is empty.
+    """
+    goals = goals or Goals()
+    lines = menu.lines[:top]
+    if not lines:
+        raise ConfigError("menu_svg: the menu has no lines. Next: preview data that carries a gradient.")
+    verdicts = {d.concept: d.verdict for d in plan.decisions} if plan else {}
+    edges = [v for x in lines for v in (*x.interval, x.uptake, 0.0) if math.isfinite(v)]
+    low, high = min(edges), max(edges)
+    pad = 0.04 * ((high - low) or 1.0)
+    box = Box(300, 52 if title else 20, 380, 30 * len(lines), low - (pad if low < 0 else 0), high + pad)
+    bars = []
+    for i, line in enumerate(lines):
+        start, end = sorted((box.x(0.0), box.x(line.uptake)))
+        bars.append(
+            {
+                "label": shorten(line.concept.label, 36),
+                "verdict": verdicts.get(line.concept.id, "undecided"),
+                "y": box.top + 30 * i,
+                "x": start,
+                "width": round(max(end - start, 0.5), 1),
+                "low": box.x(line.interval[0]),
+                "high": box.x(line.interval[1]),
+                "stable": is_stable(line.stability, line.interval, goals),
+                "value": number(line.uptake, 2),
+            }
+        )
+    return (
+        environment()
+        .get_template("menu.svg")
+        .render(
+            box=box,
+            title=title,
+            bars=bars,
+            zero=box.x(0.0),
+            verdicts=[v for v in palette.VERDICTS if any(b["verdict"] == v for b in bars)],
+            width=box.left + box.width + 90,
+            height=box.top + box.height + 62,
+            palette=palette,
+        )
+    )
+
+
+def save_svg(path: str | Path, svg: str) -> Path:
+    """Write an SVG text to a file, atomically, and return the path.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(svg, "utf-8")
+    return path
+
+
+def _span(cell: Cell, place: Any) -> tuple[float, float] | None:
+    """Places of an interval's ends, cut at the possible values 0 and 1."""
+    if not (math.isfinite(cell.low) and math.isfinite(cell.high)):
+        return None
+    return place(min(1.0, max(0.0, cell.low))), place(min(1.0, max(0.0, cell.high)))
+
+
+def _mark(style: int, x: float, y: float, r: float) -> str:
+    """Path of an arm's marker around a point."""
+    style %= len(palette.ARMS)
+    if style == 0:
+        return f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z"
+    if style == 4:  # cross
+        s = r / 3
+        steps = [
+            (-s, -r),
+            (s, -r),
+            (s, -s),
+            (r, -s),
+            (r, s),
+            (s, s),
+            (s, r),
+            (-s, r),
+            (-s, s),
+            (-r, s),
+            (-r, -s),
+            (-s, -s),
+        ]
+    elif style == 5:  # star
+        steps = _ring(10, r * 1.15, start=-90, inner=0.45)
+    else:
+        corners, start = {1: (4, 45), 2: (4, 0), 3: (3, -90), 6: (3, 90), 7: (5, -90)}[style]
+        steps = _ring(corners, r * (1.2 if corners <= 4 else 1.05), start=start)
+    return "M" + "L".join(f"{x + dx:.1f} {y + dy:.1f}" for dx, dy in steps) + "z"
+
+
+def _ring(corners: int, r: float, *, start: float, inner: float = 1.0) -> list[tuple[float, float]]:
+    out = []
+    for i in range(corners):
+        angle = math.radians(start + 360 * i / corners)
+        size = r * (inner if i % 2 else 1.0)
+        out.append((size * math.cos(angle), size * math.sin(angle)))
+    return out
