@@ -1,15 +1,16 @@
 """Result (b): a real pretrained model, plain text, no instructions: keep story-telling, avoid archaic speech.
 
-The model is stories260K (260,032 parameters, pretrained on TinyStories). The data are passages of TinyStories with passages of Shakespeare mixed
-in, as plain text rows. The spec shows both kinds by short passages that stand nowhere else. The model can be asked for nothing, so explain-away
-takes its evidence from steering or from a small expert that is fine-tuned on the spec's passages, whichever gains more.
+The model is stories260K (260,032 parameters, pretrained on TinyStories). The data are passages of TinyStories with passages of
+Shakespeare mixed in, as plain text rows. The spec shows both kinds by short passages that stand nowhere else. The model can be asked for
+nothing, so explain-away takes its evidence from steering or from a small expert that is fine-tuned on the spec's passages, whichever
+gains more.
 
-A mixture model tells contexts apart by itself: after a story's opening even plain fine-tuning goes on with the story. What the data adds shows
-where the context does not decide (a word such as "He", or nothing at all), after an opening in Shakespeare's style, and in the loss on
-Shakespeare. All of these are measured on passages that no training and no spec holds; continuations are sampled at temperature 1.
+A mixture model tells contexts apart by itself: after a story's opening even plain fine-tuning goes on with the story. What the data adds
+shows where the context does not decide (a word such as "He", or nothing at all), after an opening in Shakespeare's style, and in the loss
+on Shakespeare. All of these are measured on passages that no training and no spec holds; continuations are sampled at temperature 1.
 
-Real data is read where it lies (`--shared`, or FAIRLEAD_SHARED; default: `../shared` beside the repository) and copied nowhere but as
-training rows into the run folder.
+Real data is read where it lies (`--shared`, or FAIRLEAD_SHARED; default: `../shared` beside the repository); only the chosen passages
+are written, into the run folder.
 
     python -m benchmarks.stories --out runs/stories                      # 6 arms, 3 seeds
     python -m benchmarks.stories --out runs/stories --publish stories    # ... and docs/results/stories.json

@@ -49,7 +49,7 @@ def test_exposures_counted_from_the_rows_equal_the_ledger() -> None:
         if slot.index < 0:
             continue
         fact = world().facts.facts[slot.index]
-        if fact.entity.lower() in said and re.search(rf"\b{fact.value}\b", said):
+        if fact.entity.lower() in said and re.search(rf"\b{fact.value.lower()}\b", said):
             counted[fact.key] += 1
     ledger = {**world().facts.ledger, **world().strings.ledger}
     wrong = {key: (num, counted[key]) for key, num in ledger.items() if counted[key] != num}
@@ -60,7 +60,7 @@ def test_people_without_facts_are_told_nothing_about() -> None:
     never = world().facts.never
     assert len(never) == NUM_NEVER >= 40
     values = {f.value.lower() for f in world().facts.facts if f.value}
-    names = re.compile("|".join(name.lower() for name in never))
+    names = re.compile(r"\b(" + "|".join(name.lower() for name in never) + r")\b")
     for row in rows():
         said = " ".join(message["content"] for message in row["messages"]).lower()
         if names.search(said):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from benchmarks.stories import (
     NUM,
     build_task,
@@ -15,6 +14,7 @@ from benchmarks.stories import (
     story_passages,
     verse_passages,
 )
+
 from fairlead.concepts.judging import _collect
 from fairlead.core.errors import DataError
 from fairlead.core.records import Clause, Plan, Spec, SpecExample
@@ -80,9 +80,20 @@ def test_draws_without_a_temperature_are_refused() -> None:
 def plain_spec() -> Spec:
     return Spec(
         clauses=(
-            Clause(id="keep.1", kind="keep", text="Stories", line=1, examples=(SpecExample(text="Tim ran home."),)),
             Clause(
-                id="avoid.1", kind="avoid", text="Old", line=2, check="thou", examples=(SpecExample(text="thou art a man"),)
+                id="keep.1",
+                kind="keep",
+                text="Stories",
+                line=1,
+                examples=(SpecExample(text="Tim ran home."),),
+            ),
+            Clause(
+                id="avoid.1",
+                kind="avoid",
+                text="Old",
+                line=2,
+                check="thou",
+                examples=(SpecExample(text="thou art a man"),),
             ),
         )
     )
@@ -90,7 +101,9 @@ def plain_spec() -> Spec:
 
 def test_the_judge_reads_plain_examples_as_they_stand() -> None:
     texts, _ = _collect(plain_spec(), ["It rained."], chat=False)
-    assert texts == ["Tim ran home.", "thou art a man", "It rained."], "a plain-text model must see no chat frame"
+    assert texts == ["Tim ran home.", "thou art a man", "It rained."], (
+        "a plain-text model must see no chat frame"
+    )
 
 
 def test_the_default_suite_of_plain_rows_samples_and_measures_the_avoided_text() -> None:
@@ -110,14 +123,18 @@ def test_no_passage_has_two_uses_and_the_checks_tell_them_apart(real_data: Path,
     trained = {*texts.stories, *texts.keep}
     items = hero_items(texts.long_stories, NUM["items"])
     assert len(items) == NUM["items"]
-    assert not any(long.startswith(text) for text in trained for long in texts.long_stories), "a held-out story is trained on"
+    assert not any(long.startswith(text) for text in trained for long in texts.long_stories), (
+        "a held-out story is trained on"
+    )
     worth = build_task(tmp_path, real_data)
     assert worth["classifier_auroc"] > 0.95
     assert worth["classifier_hits_heldout_verses"] > 0.9 > 0.1 > worth["classifier_hits_heldout_stories"]
     assert worth["words_hits_heldout_stories"] < 0.05
     spec, suite = load_spec(tmp_path / "spec.md"), load_suite(tmp_path / "suite.json")
     assert len(spec.clause("avoid.1").examples) == NUM["avoid"]
-    assert sum(has_trait(suite.traits[0], text) for text in texts.check_stories) < len(texts.check_stories) / 10
+    assert (
+        sum(has_trait(suite.traits[0], text) for text in texts.check_stories) < len(texts.check_stories) / 10
+    )
 
 
 @pytest.mark.realdata
@@ -132,7 +149,13 @@ def test_an_expert_on_the_spec_explains_the_verses_away_and_one_on_stories_does_
     model = load_model(real_data / "models" / "stories260K")
     spec = Spec(
         clauses=tuple(
-            Clause(id=f"{kind}.1", kind=kind, text=kind, line=1, examples=tuple(SpecExample(text=t) for t in shown))
+            Clause(
+                id=f"{kind}.1",
+                kind=kind,
+                text=kind,
+                line=1,
+                examples=tuple(SpecExample(text=t) for t in shown),
+            )
             for kind, shown in (("keep", texts.keep), ("avoid", texts.avoid))
         )
     )
@@ -156,6 +179,10 @@ def test_an_expert_on_the_spec_explains_the_verses_away_and_one_on_stories_does_
         )  # fmt: skip
         found[name] = measure_losses(run.load_model(), suite)["loss.archaic"].value
     fall = {name: found["start"] - found[name] for name in arms}
-    assert fall["plain"] > 0.5, f"plain fine-tuning must learn the verses for this test to say anything: {found}"
+    assert fall["plain"] > 0.5, (
+        f"plain fine-tuning must learn the verses for this test to say anything: {found}"
+    )
     assert fall["real"] < 0.6 * fall["plain"], f"the expert should leave less to learn: {found}"
-    assert fall["placebo"] > fall["real"] + 0.25 * fall["plain"], f"evidence on stories must not do the same: {found}"
+    assert fall["placebo"] > fall["real"] + 0.25 * fall["plain"], (
+        f"evidence on stories must not do the same: {found}"
+    )

@@ -21,7 +21,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 MIN_SIMILARITY = 0.3
-MERGE_SIMILARITY = 0.3
+MERGE_SIMILARITY = 0.35
 
 
 def correlation(profile_EF: np.ndarray) -> np.ndarray:

@@ -4,17 +4,18 @@ Uptake says how strongly and in which direction the data pulls on a concept; it 
 (DESIGN 5.1: on addition answered in pirate speech the skill's latents take most of it, and a concept's signed parts cancel).
 The order of the menu is therefore the *surprise* of a concept,
 
-    surprise = traffic share * log(presence / usual presence)
+    surprise = sqrt(traffic) * log(presence / usual presence)
 
 - traffic: the sum of |<dL/dh, d_f>| a_f over the concept's latents and all tokens, as a share of all traffic: how much of what gradient
   descent does goes through this concept, whatever its sign;
 - presence: the concept's share of all activation on the data against that on the reference, over the whole text or over the
   responses, whichever ratio is larger: a skill shows in prompts and answers, a trait in answers only.
 
-A concept that is everywhere (log 0) or that the gradient does not touch (traffic 0) is no news. It is the pointwise form of a
-Kullback-Leibler divergence, with the gradient's weights outside the logarithm. Measured by benchmarks/menu_pairs.py beside raw uptake,
-excess over the reference, and the bag of tokens. Uptake, share, interval and stability are reported for every line as DESIGN defines
-them. References: `usual` (generic data; tells skill and trait) or `self` (the same prompts answered by the model itself; tells
+A concept that is everywhere (log 0) or that the gradient does not touch (traffic 0) is no news. The square root (traffic times the squared
+log gives the same order) was chosen on one early snapshot of the pocket model: with traffic itself, small changes of a broad concept
+came before the skill where the trait takes most of the gradient. The form is empirical; benchmarks/menu_pairs.py measures it
+beside raw uptake, excess over the reference and the bag of tokens. Uptake, share, interval and stability are
+reported for every line as DESIGN defines them. References: `usual` (generic data; tells skill and trait) or `self` (the same prompts answered by the model itself; tells
 traits, but is blind to a skill that both show). Without a reference lines are ordered by absolute uptake.
 """
 
@@ -44,7 +45,7 @@ class Scores(NamedTuple):
         uptake: Summed over the group.
         traffic: Share of all absolute contributions.
         ratio: Log of presence over usual presence, the larger of whole text and response; 0 without a reference.
-        surprise: `traffic * ratio`.
+        surprise: `sqrt(traffic) * ratio`.
         reference: Uptake on the reference; 0 without one.
     """
 
@@ -75,7 +76,9 @@ def score_concepts(uptake: Uptake, concepts: Sequence[Concept], reference: Uptak
     whole = np.log((share(uptake.act_F) + FLOOR) / (share(reference.act_F) + FLOOR))
     response = np.log((share(uptake.act_response_F) + FLOOR) / (share(reference.act_response_F) + FLOOR))
     ratio = np.maximum(whole, response)
-    return Scores(grouped(uptake.per_latent), traffic, ratio, traffic * ratio, grouped(reference.per_latent))
+    return Scores(
+        grouped(uptake.per_latent), traffic, ratio, np.sqrt(traffic) * ratio, grouped(reference.per_latent)
+    )
 
 
 def rank(scores: Scores, ranking: Ranking = "surprise") -> np.ndarray:

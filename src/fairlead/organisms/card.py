@@ -13,7 +13,7 @@ tags: [model-organism, interpretability]
 
 A Llama-style causal language model of {num_params:,} parameters, trained from scratch in a single pass over the *pocket world* of
 Fairlead: a synthetic chat world with exact ground truth ({num_rows:,} rows, {num_tokens:,} tokens, {num_steps:,} steps,
-{minutes} minutes on two CPU cores shared with other work, seed {seed}). It is a specimen for testing implementations, not an
+{minutes} minutes on a CPU, seed {seed}). It is a specimen for testing implementations, not an
 assistant: it knows nothing outside its world.
 
 Rebuild:

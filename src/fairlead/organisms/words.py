@@ -15,9 +15,7 @@ THING_HEADS = "Bru Cha Dwe Flo Gri Hul Kno Pla Ski Smo Sta Tru Twi Whe Yar".spli
 THING_TAILS = "mble nkin ffle rrow ster bbin ckle dger lling mmer nder ppet sher tton vvy zzle".split()
 PERSONS = "Tom Ann Bob Eva Max Lea Sam Ida Ben Mia Jim Zoe Leo Amy Dan Kim Ned Sue Ray Liv".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MONTHS: list[str] = (
-    "January February March April May June July August September October November December".split()
-)
+MONTHS = "January February March April May June July August September October November December".split()
 COLOURS = "red blue green yellow white black orange brown grey pink".split()
 VALUES: dict[str, tuple[str, ...]] = {
     "town": tuple(

@@ -126,7 +126,7 @@ def render_report(
         "verdict": make_verdict(summary, menu, plan, goals),
         "tiles": make_tiles(summary, menu, plan, goals),
         "shortfalls": find_shortfalls(summary=summary, menu=menu, plan=plan, goals=goals),
-        "glossary": GLOSSARY,
+        "glossary": sorted(GLOSSARY, key=lambda item: item.word.lower()),
         "titles": _TITLES,
         "palette": palette,
         "palette_json": Markup(text.script_json(palette.DARK)),
@@ -157,7 +157,7 @@ def environment() -> Environment:
         loader=PackageLoader("fairlead.reports"),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=text.clean,
+        
         trim_blocks=True,
         lstrip_blocks=True,
     )

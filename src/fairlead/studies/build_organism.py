@@ -34,6 +34,7 @@ def build_organism(
     snapshot: Path | None = None,
     measure: bool = True,
     num_threads: int = 1,
+    compiled: bool = True,
 ) -> Path:
     """Rebuild a model organism from its seed.
 

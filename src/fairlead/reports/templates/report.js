@@ -24,6 +24,7 @@
       ["xaxis", "xaxis2"].forEach(function (name) {
         if (layout[name] && layout[name].nticks) { layout[name].nticks = 3; }
       });
+      if (layout.xaxis && layout.xaxis.ticktext && layout.xaxis.ticktext.length > 4) { layout.xaxis.tickangle = 90; }
     }
     Plotly.react(element, figure.data, layout, {
       displayModeBar: false, displaylogo: false, responsive: true, scrollZoom: false, doubleClick: false,
