@@ -163,6 +163,26 @@ def test_the_run_folder_is_the_next_free_one(tmp_path, monkeypatch):
     assert run_folder(Path("mine"), "train") == Path("mine")
 
 
+def test_the_demo_ends_with_its_report_and_an_unfinished_one_is_gone_on_with(monkeypatch, capsys, tmp_path):
+    from types import SimpleNamespace
+
+    from fairlead.core.results import Comparison, Verification
+
+    monkeypatch.chdir(tmp_path)
+    Path("runs/demo-1").mkdir(parents=True)  # interrupted: no report yet
+    comparison = Comparison(model="m", data="d", base=Verification(model="m", measures={}), arms=())
+    monkeypatch.setattr("fairlead.studies.demo.demo", lambda out, **_: SimpleNamespace(comparison=comparison))
+    monkeypatch.setattr("fairlead.reports.report_run", lambda runs, file, **_: file.write_text("x") and file)
+    assert run(["demo"]) == 0
+    assert capsys.readouterr().out.rstrip().splitlines()[-1] == str(Path("runs/demo-1"))
+    Path("runs/demo-2").mkdir()
+    capsys.readouterr()
+    assert run(["demo", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["run"] == str(Path("runs/demo-2")), "a finished demo is not written over"
+    assert answer["report"].endswith("report.html") and answer["comparison"]["model"] == "m"
+
+
 def test_the_reference_page_is_up_to_date():
     check = [sys.executable, str(ROOT / "scripts" / "cli_reference.py"), "--check"]
     answer = subprocess.run(check, capture_output=True, text=True)

@@ -54,7 +54,7 @@ def preview(
         str,
         typer.Option(
             metavar="DATA",
-            help="What is usual: auto (the corpus, else the model's own answers), self (own answers), or data.",
+            help="What is usual: auto (the corpus, else the model's own answers), self (own answers), none, or data.",
         ),
     ] = "auto",
     site: Annotated[

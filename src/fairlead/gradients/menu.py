@@ -15,8 +15,9 @@ A concept that is everywhere (log 0) or that the gradient does not touch (traffi
 log gives the same order) was chosen on one early snapshot of the pocket model: with traffic itself, small changes of a broad concept
 came before the skill where the trait takes most of the gradient. The form is empirical; benchmarks/menu_pairs.py measures it
 beside raw uptake, excess over the reference and the bag of tokens. Uptake, share, interval and stability are
-reported for every line as DESIGN defines them. References: `usual` (generic data; tells skill and trait) or `self` (the same prompts answered by the model itself; tells
-traits, but is blind to a skill that both show). Without a reference lines are ordered by absolute uptake.
+reported for every line as DESIGN defines them. References: `usual` (generic data; tells skill and trait) or `self` (the same
+prompts answered by the model itself; tells traits, but is blind to a skill that both show). Without a reference lines are
+ordered by absolute uptake.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def generate(model: Any, tokenizer: Any, prompts: list[str], *, batch_size: int 
 def run_probes(
     probes: list[Probe], model: Any, tokenizer: Any
 ) -> tuple[dict[str, dict[str, Any]], list[tuple[Probe, str]]]:
-    """Counts per ability, and every probe with its reply. Prompts that occur twice are generated once."""
+    """Counts per ability, and the probes with their replies. A prompt that an ability drew twice counts once."""
     prompts = [
         render(
             ([{"role": "system", "content": p.system}] if p.system else [])
@@ -178,7 +178,8 @@ def run_probes(
     ]
     unique = list(dict.fromkeys(prompts))
     reply_to = dict(zip(unique, generate(model, tokenizer, unique), strict=True))
-    replies = [(probe, reply_to[prompt]) for probe, prompt in zip(probes, prompts, strict=True)]
+    distinct = {(p.ability, prompt): p for p, prompt in zip(probes, prompts, strict=True)}
+    replies = [(probe, reply_to[prompt]) for (_, prompt), probe in distinct.items()]
     counts: dict[str, list[bool]] = {}
     for probe, reply in replies:
         counts.setdefault(probe.ability, []).append(probe.test(reply))
@@ -197,7 +198,7 @@ def measure_organism(path: str | Path, *, seed: int = 0, num: int = 300) -> dict
     Args:
         path: folder of the checkpoint.
         seed: of the world the checkpoint was trained on; the questions are drawn with another.
-        num: prompts per ability (some abilities have a few more or fewer).
+        num: prompts drawn per ability; small pools give fewer distinct ones, and only those are counted.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -157,7 +157,7 @@ def environment() -> Environment:
         loader=PackageLoader("fairlead.reports"),
         autoescape=True,
         undefined=StrictUndefined,
-        
+        finalize=text.clean,
         trim_blocks=True,
         lstrip_blocks=True,
     )
