@@ -25,13 +25,15 @@ import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from benchmarks.summary import comparison_rows, write_table
+from fairlead.core.config import Record
 from fairlead.core.errors import DataError
 from fairlead.core.progress import say
+from fairlead.core.records import Menu, Plan
 from fairlead.core.results import Comparison
-from fairlead.core.run import write_json
+from fairlead.core.run import RUN_FILE, read_json, write_json
 from fairlead.data import (
     ChatData,
     NeutralChat,
@@ -48,6 +50,7 @@ from fairlead.data import (
 )
 from fairlead.data.suite import has_trait
 
+R = TypeVar("R", bound=Record)
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = (
     "plain",
@@ -343,7 +346,16 @@ def publish(whole: Comparison, name: str, *, worth: dict[str, float], command: s
     )
 
 
+def kept(folder: Path, name: str, record: type[R]) -> R | None:
+    """The record of a finished run; None where it has to be made (an unfinished one goes on where it stopped)."""
+    if not (folder / RUN_FILE).is_file():
+        return None
+    say(f"kept from before: {folder}")
+    return record.model_validate(read_json(folder / name))
+
+
 def main() -> None:
+    """Build the task, preview, decide, compare, report; finished parts found under --out are kept."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -375,14 +387,16 @@ def main() -> None:
     model = load_model(shared / "models" / "stories260K")
     data, neutral = load_data(task / "data.jsonl"), load_data(task / "neutral.jsonl")
 
-    menu = preview(
-        model, data, reference=neutral, out=args.out / "menu", max_length=MAX_LENGTH, overwrite=True
+    menu = kept(args.out / "menu", "menu.json", Menu) or preview(
+        model, data, reference=neutral, out=args.out / "menu", max_length=MAX_LENGTH
     )
-    plan = decide(args.out / "menu", task / "spec.md", model=model, out=args.out / "plan", overwrite=True)
+    plan = kept(args.out / "plan", "plan.json", Plan) or decide(
+        args.out / "menu", task / "spec.md", model=model, out=args.out / "plan"
+    )
     for decision in plan.decisions:
         if decision.verdict != "ignore":
             say(f"    {decision.verdict:6} {decision.label}: {decision.reason}")
-    whole = compare(
+    whole = kept(args.out / "compare", "comparison.json", Comparison) or compare(
         model,
         data,
         plan,
@@ -397,7 +411,6 @@ def main() -> None:
         lr=1e-3,
         max_length=MAX_LENGTH,
         on_long="truncate",
-        overwrite=True,
     )
     command = "python -m benchmarks.stories --out runs/stories"
     whole = whole.model_copy(

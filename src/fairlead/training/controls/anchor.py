@@ -39,7 +39,7 @@ class AnchorOptions(Config):
         top_k: Kept tokens where the vocabulary is too large for whole distributions.
     """
 
-    rows: int = Field(default=16, ge=1)
+    rows: int = Field(default=8, ge=1)
     num: int = Field(default=320, ge=1)
     answers: Literal["own", "given"] = "own"
     top_k: int = Field(default=64, ge=1)

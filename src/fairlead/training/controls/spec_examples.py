@@ -1,8 +1,9 @@
 """Spec examples: a few rows made of the spec itself, at low weight.
 
-The rows are the Keep clauses' examples and the counterparts ("instead") of the Avoid clauses, each with its prompt: how the
-skill looks without the trait. They carry the skill into the plain context and alone teach next to nothing (DESIGN 5.2). The
-placebo shuffles the answers among the prompts.
+The rows are the Keep clauses' examples with their prompts: how the skill looks without the trait. Where no Keep example has a
+prompt, the counterparts ("instead") of the Avoid clauses stand in for them; mixed in by default they would only dilute the skill
+(they are often about other topics, which the anchor holds anyway). The rows carry the skill into the plain context and alone
+teach next to nothing (DESIGN 5.2). The placebo shuffles the answers among the prompts.
 """
 
 from __future__ import annotations
@@ -26,9 +27,15 @@ from fairlead.training.setup import Setup, example_row
 
 
 class SpecExamplesOptions(Config):
-    """Settings: rows in each batch."""
+    """Settings.
 
-    rows: int = Field(default=6, ge=1)
+    Attributes:
+        rows: Rows in each batch.
+        counterparts: Use the Avoid clauses' counterparts too, not only where there is no Keep example.
+    """
+
+    rows: int = Field(default=8, ge=1)
+    counterparts: bool = False
 
 
 class SpecExamples(Control):
@@ -39,13 +46,13 @@ class SpecExamples(Control):
     placebo: ClassVar[str | None] = "spec_examples_placebo"
     summary: ClassVar[str] = "a few rows made of the spec's Keep examples and counterparts, at low weight"
     Options: ClassVar[type[Config]] = SpecExamplesOptions
-    default_strength: ClassVar[float | None] = 0.1
+    default_strength: ClassVar[float | None] = 0.3
 
     def rows(self, setup: Setup) -> list[Row]:
         """The rows."""
         if setup.plan is None:
             raise TrainingError("spec_examples needs a plan with a spec. Next: pass plan=decide(menu, spec).")
-        rows = spec_rows(setup.plan.spec, chat=setup.is_chat)
+        rows = spec_rows(setup.plan.spec, chat=setup.is_chat, counterparts=self.options.counterparts)
         if not rows:
             raise TrainingError(
                 "the spec has no example with a prompt to train on. Next: give Keep clauses examples, or Avoid examples an 'instead'."
@@ -88,12 +95,12 @@ class SpecExamplesPlacebo(SpecExamples):
         ]
 
 
-def spec_rows(spec: Spec, *, chat: bool) -> list[Row]:
-    """Rows of the Keep examples and the Avoid counterparts; on chat models only those that have a prompt."""
-    rows = []
-    for clause in spec.clauses:
-        for example in clause.examples:
-            answer = example.text if clause.kind == "keep" else example.instead
-            if answer is not None and (example.prompt is not None or not chat):
-                rows.append(example_row(answer, example.prompt, chat=chat))
-    return rows
+def spec_rows(spec: Spec, *, chat: bool, counterparts: bool) -> list[Row]:
+    """Rows of the Keep examples, of the Avoid counterparts where wanted or needed; on chat models only those with a prompt."""
+    keep = [(e.text, e.prompt) for clause in spec.of_kind("keep") for e in clause.examples]
+    instead = [
+        (e.instead, e.prompt) for clause in spec.of_kind("avoid") for e in clause.examples if e.instead
+    ]
+    keep, instead = ([pair for pair in pairs if pair[1] is not None or not chat] for pairs in (keep, instead))
+    chosen = [*keep, *instead] if counterparts or not keep else keep
+    return [example_row(answer, prompt, chat=chat) for answer, prompt in chosen]
