@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from fairlead.concepts.grouping import correlation, group_latents, merge_groups
-from fairlead.concepts.labels import contrast_tokens, make_label, score_label, shows_concept
+from fairlead.concepts.labels import detect_words, make_label, score_label, shows_concept, split_words
 
 
 def themes(seed: int = 0, num: int = 400):
@@ -57,11 +58,24 @@ def test_groups_are_disjoint_and_silent_latents_are_in_none():
     assert [13] in groups, "too rare for a profile"
 
 
-def test_label_tokens_are_those_of_the_concepts_texts():
-    first = np.array([30.0, 300.0, 2.0, 0.0])  # a marker, a common word, chance
-    second = np.array([1.0, 900.0, 10.0, 50.0])
-    score = contrast_tokens(first, second)
-    assert score.argmax() == 0 and score[0] > 5 and score[1] < 1 and score[3] == 0
+def test_label_words_are_those_that_only_the_concepts_texts_have():
+    shows = np.arange(100) < 30
+    counts = np.zeros((100, 4))
+    counts[:20, 0] = 1  # a marker: two thirds of the concept's texts and no other
+    counts[:, 1] = 3  # in every text
+    counts[::10, 2] = 1  # chance
+    counts[90:, 3] = 1  # only in others
+    score = detect_words(csr_array(counts), shows)
+    assert score.argmax() == 0 and score[0] > 0.8
+    assert score[1] == score[2] == score[3] == 0, "words at or below the base rate say nothing"
+    assert not detect_words(csr_array(counts), np.zeros(100, dtype=bool)).any()
+
+
+def test_words_are_put_together_from_tokens_and_numbers_are_one_word():
+    pieces = [" ", "A", "rr", ",", " 1", "2", " plus", " 3", " is", " mate", "y", "!", " "]
+    words = split_words(range(len(pieces)), pieces)
+    assert [word for word, _ in words] == ["arr", ",", "number", "plus", "number", "is", "matey", "!"]
+    assert words[0][1] == (1, 2) and words[2][1] == (4, 5)
 
 
 def test_label_score_tells_a_good_label_from_a_random_one():

@@ -12,6 +12,7 @@ from fairlead.core.errors import ConfigError
 from fairlead.core.records import Concept
 from fairlead.data import Encoded, Row
 from fairlead.gradients import bag_of_tokens, build_menu, rank, score_concepts
+from fairlead.gradients.menu import FLOOR
 from fairlead.gradients.uptake import NUM_HALVES, NUM_RESAMPLES, Uptake
 
 NAMES = ("everywhere", "skill", "trait", "absent")
@@ -60,10 +61,10 @@ def test_what_is_unusual_comes_first_also_when_its_uptake_is_small_or_negative(d
     assert CONCEPTS[rank(scores, "uptake")[0]].label == "everywhere", "raw uptake does not"
     assert scores.surprise[3] == 0.0, "what the gradient does not touch is no news"
     shares = [40 / 100, 30 / 100]
-    assert scores.ratio[1] == pytest.approx(math.log((shares[0] + 3e-4) / (10 / 100.01 + 3e-4)), rel=1e-3), (
+    assert scores.ratio[1] == pytest.approx(math.log((shares[0] + FLOOR) / (10 / 100.01 + FLOOR)), rel=1e-3), (
         "the skill: whole text"
     )
-    assert scores.ratio[2] == pytest.approx(math.log((0.3 + 3e-4) / (0.01 / 100.01 + 3e-4)), rel=1e-3), (
+    assert scores.ratio[2] == pytest.approx(math.log((0.3 + FLOOR) / (0.01 / 100.01 + FLOOR)), rel=1e-3), (
         "the trait: responses"
     )
 

@@ -147,3 +147,16 @@ def test_tiles_carry_the_key_numbers(make):
         "Loss",
     ]
     assert make_tiles(None, None, make.plan(), Goals()) == []
+
+
+def test_a_training_that_taught_nothing_claims_nothing(make):
+    comparison = make.comparison(arms=("plain", "recipe"))
+    start = comparison.base.measures["skill.addition"].value
+    comparison = set_measure(comparison, "plain", "skill.addition", start)
+    comparison = set_measure(comparison, "recipe", "skill.addition.plain", 0.2)
+    items = found(comparison)
+    assert ("nothing was learned", "plain") in {(f.title, f.arm) for f in items}
+    assert ("skill below the start model", "recipe") in {(f.title, f.arm) for f in items}
+    assert "fell short" in make_verdict(summarize(comparison), None, None, Goals())
+    alone = found(make.comparison(arms=("recipe",)))
+    assert "no reference arm" in {f.title for f in alone}

@@ -10,7 +10,7 @@ Memory is bounded by `max_texts x d_dict` numbers; more latents mean fewer texts
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from fairlead.concepts.grouping import MERGE_SIMILARITY, MIN_SIMILARITY, group_latents
-from fairlead.concepts.labels import contrast_tokens, make_label, score_label, shows_concept
+from fairlead.concepts.labels import detect_words, make_label, score_label, shows_concept, split_words
 from fairlead.concepts.profiles import iter_hidden, latent_profile, membership
 from fairlead.core.errors import DictionaryError
 from fairlead.core.records import Concept, TokenContext
@@ -115,18 +115,16 @@ def build_concepts(
         acts = (dictionary.encode(hidden) @ member).float().cpu()
         evidence.add(acts, used, wanted, batch.index)
     shown = _contexts(model, dictionary, texts, groups, evidence, window=window)
-    types, counts = _count_tokens(texts, model.tokenizer.all_special_ids)
+    types, counts, word_ids = _count_words(texts, model.tokenizer)
     held_out = np.arange(len(texts)) % 5 == 4
-    held_ids = [texts[place].input_ids for place in np.flatnonzero(held_out)]
+    held_ids = [word_ids[place] for place in np.flatnonzero(held_out)]
     concepts = []
     for place, group in enumerate(groups):
         mean = evidence.text_mean[:, place]
         shows = shows_concept(mean)
-        first = counts[shows & ~held_out].sum(0)
-        second = counts[~shows & ~held_out].sum(0)
-        score = contrast_tokens(np.asarray(first).ravel(), np.asarray(second).ravel())
-        best = [int(types[token]) for token in np.argsort(-score)[:num_tokens] if score[token] > 0]
-        tokens = tuple(str(model.tokenizer.decode([token])) for token in best)
+        score = detect_words(counts[~held_out], shows[~held_out])
+        best = [int(word) for word in np.argsort(-score)[:num_tokens] if score[word] > 0]
+        tokens = tuple(types[word] for word in best)
         share = float(evidence.response[place] / evidence.total[place]) if evidence.total[place] > 0 else 0.5
         if float(np.sum(evidence.response)) >= float(np.sum(evidence.total)):
             share = 0.5  # plain texts: there are no prompts from which answers could be told apart
@@ -146,14 +144,25 @@ def build_concepts(
     return concepts
 
 
-def _count_tokens(texts: Sequence[Encoded], special: Sequence[int]) -> tuple[np.ndarray, csr_array]:
-    """Token types that occur, without special ones, and their counts in each text `[text, type]`."""
-    skip = set(special)
-    rows = [[token for token in row.input_ids if token not in skip] for row in texts]
-    types = np.unique(np.concatenate([np.asarray(row, dtype=int) for row in rows]))
-    column = np.searchsorted(types, np.concatenate([np.asarray(row, dtype=int) for row in rows]))
-    text = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
-    return types, csr_array((np.ones(len(column)), (text, column)), shape=(len(rows), len(types)))
+def _count_words(texts: Sequence[Encoded], tokenizer: Any) -> tuple[list[str], csr_array, list[list[int]]]:
+    """Words that occur, their counts in each text `[text, word]`, and each text as numbers of words; no special tokens."""
+    special = set(tokenizer.all_special_ids)
+    pieces: dict[int, str] = {}
+    number: dict[str, int] = {}
+    rows = []
+    for text in texts:
+        for token in text.input_ids:
+            if token not in pieces:
+                pieces[token] = " " if token in special else str(tokenizer.decode([token]))
+        words = split_words(text.input_ids, [pieces[token] for token in text.input_ids])
+        rows.append([number.setdefault(word, len(number)) for word, _ in words])
+    column = np.concatenate([np.asarray(row, dtype=int) for row in rows])
+    place = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    return (
+        list(number),
+        csr_array((np.ones(len(column)), (place, column)), shape=(len(rows), len(number))),
+        rows,
+    )
 
 
 def _contexts(

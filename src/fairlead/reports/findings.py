@@ -42,6 +42,7 @@ def find_shortfalls(
     if summary is not None:
         for arm in summary.arms:
             found += _arm_findings(arm, summary, goals)
+        found += _reference_findings(summary)
         found += _placebo_findings(summary, goals)
         found += _seed_findings(summary, goals)
     if menu is not None:
@@ -74,6 +75,10 @@ def _arm_findings(arm: Arm, summary: Summary, goals: Goals) -> list[Finding]:
         elif min(arm.kept.values) < goals.kept:
             worst = percent(min(arm.kept.values))
             add("one seed loses skill", f"the mean is within the goal, but the worst seed kept {worst}.")
+    before = summary.base.skill if summary.base else None
+    if arm.kept is None and arm.skill and before and arm.skill.value < before.value - goals.leak:
+        text = f"{percent(arm.skill.value)} right and plain, {percent(before.value)} before training."
+        add("skill below the start model", text)
     for key, cell in arm.measures.items():
         if key.startswith("request.") and cell.value < goals.request:
             add(
@@ -153,6 +158,17 @@ def _monitor_findings(arm: Arm, summary: Summary, goals: Goals, group: Group) ->
         )
         found.append(Finding(group, "monitorability lost", text, arm.name))
     return found
+
+
+def _reference_findings(summary: Summary) -> list[Finding]:
+    """Without a gain of plain fine-tuning there is nothing that could be kept."""
+    if summary.base is None or any(arm.kept for arm in summary.arms):
+        return []
+    if summary.reference is None:
+        text = "no arm is plain fine-tuning, so the share of its gain that was kept cannot be stated."
+        return [Finding("evidence", "no reference arm", text)]
+    text = "its gain in the skill cannot be told from none: there is nothing of which a share could be kept."
+    return [Finding("evidence", "nothing was learned", text, summary.reference.name)]
 
 
 def _placebo_findings(summary: Summary, goals: Goals) -> list[Finding]:
@@ -252,8 +268,9 @@ def make_tiles(summary: Summary | None, menu: Menu | None, plan: Plan | None, go
         Tile("Concepts", str(len(menu.lines)), f"on the menu, from {menu.num_examples:,} examples", None)
     ]
     if plan is not None:
-        counts = f"{len(plan.kept())} keep, {len(plan.avoided())} avoid"
-        tiles.append(Tile("Decided", counts, f"of {len(plan.decisions)} concepts", None))
+        kept, avoided = len(plan.kept()), len(plan.avoided())
+        detail = f"of {len(plan.decisions)} concepts: {kept} keep, {avoided} avoid"
+        tiles.append(Tile("Decided", str(kept + avoided), detail, None))
     small = menu.remainder <= goals.remainder
     tiles.append(
         Tile("Remainder", percent(menu.remainder), "of the gradient is outside the dictionary", small)
@@ -295,16 +312,10 @@ def make_verdict(summary: Summary | None, menu: Menu | None, plan: Plan | None, 
             f"{len(summary.arms)} arms were compared; none of them carries both a skill and a leak measure."
         )
     if plan is not None:
-        keep, avoid = (
-            [f'"{shorten(d.label, 40)}"' for d in some[:2]] for some in (plan.kept(), plan.avoided())
-        )
-        text = (
-            f"Of {len(plan.decisions)} concepts that this data would teach, {len(plan.kept())} are to be kept"
-        )
-        text += f" ({listing(keep)} first)" if keep else ""
-        return (
-            text + f" and {len(plan.avoided())} avoided" + (f" ({listing(avoid)} first)." if avoid else ".")
-        )
+        keep, avoid = ([d.label for d in some] for some in (plan.kept(), plan.avoided()))
+        text = f"Of {len(plan.decisions)} concepts that this data would teach, {len(keep)} are to be kept"
+        text += f" ({_some(keep, 2)})" if keep else ""
+        return text + f" and {len(avoid)} avoided" + (f" ({_some(avoid, 2)})." if avoid else ".")
     if menu is not None and menu.lines:
         top = listing([f'"{shorten(x.concept.label, 40)}"' for x in menu.lines[:3]])
         rest = f"{percent(menu.remainder)} of the gradient is beyond what the dictionary can name"
@@ -326,7 +337,10 @@ def _trained_verdict(arm: Arm, summary: Summary, goals: Goals) -> str:
         only = "" if ok else "only "
         add(ok, f"kept {only}{percent(arm.kept.value)} of plain fine-tuning's gain in {skills}")
     elif arm.skill is not None:
-        add(True, f"has {percent(arm.skill.value)} in {skills}")
+        before = summary.base.skill if summary.base else None
+        start = f" (start model {percent(before.value)})" if before else ""
+        ok = before is None or arm.skill.value >= before.value - goals.leak
+        add(ok, f"gets {percent(arm.skill.value)} of {skills} right and plain{start}")
     if arm.leak is not None:
         up_to = "" if arm.leak.value <= goals.leak else "up to "
         add(not up_to, f"shows {traits} unasked in {up_to}{percent(arm.leak.value)} of answers")

@@ -106,7 +106,8 @@ GLOSSARY = (
     Term(
         "surprise",
         "surprise",
-        "How far a concept's uptake lies above what is usual for it on the reference data, in units of its usual spread.",
+        "How unusual the data's pull on a concept is: how much more present it is than on the reference data, weighted by how much "
+        "of the gradient passes through it. The menu is ordered by it.",
     ),
     Term(
         "uptake",

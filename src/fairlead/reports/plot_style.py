@@ -54,6 +54,7 @@ def axis_style(*, zero: bool = False) -> dict[str, Any]:
         "tickfont": {"size": 11, "color": MUTED},
         "title": {"font": {"size": 12, "color": MUTED}, "standoff": 8},
         "fixedrange": True,
+        "exponentformat": "power",
     }
 
 

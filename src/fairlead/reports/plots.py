@@ -269,8 +269,8 @@ def arms_figure(
 
 
 def goal_floor(summary: Summary, goals: Goals) -> float | None:
-    """The skill at which `goals.kept` of the reference arm's gain is reached (mean over skills); None without a reference."""
-    if summary.reference is None or summary.base is None:
+    """The skill at which `goals.kept` of the reference arm's gain is reached (mean over skills); None without a gain."""
+    if summary.reference is None or summary.base is None or summary.reference.kept is None:
         return None
     floors = []
     for name in names_of(summary, "skill"):
