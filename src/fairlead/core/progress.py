@@ -77,7 +77,7 @@ class Meter:
         elif now - self._last >= _LINE_EVERY:
             self._last = now
             left = ""
-            if self.total:
+            if self.total and rate > 0:
                 left = f" of {self.total:,.0f}, {max(self.total - self.done, 0) / rate:,.0f} s left"
             print(f"{self.label}: {self.done:,.0f}{left}, {text}", file=sys.stderr, flush=True)
 
