@@ -1,6 +1,7 @@
 """Result (a): a planted skill with a planted trait, all arms, over seeds; the table in README and docs.
 
-Every seed is a whole pipeline of its own: data, spec, dictionary, menu, decision, trainings. Writes `comparison.json` (all seeds
+Every seed is a whole pipeline of its own: data, spec, dictionary, menu, decision, trainings. Seeds already in OUT are kept, and all
+that are there go into the table. Writes `comparison.json` (all seeds
 together), `table.md` and `report.html` into OUT.
 
     python -m benchmarks.arms --out runs/arms                       # pirate + addition, 3 seeds, 9 arms
@@ -13,8 +14,9 @@ import argparse
 from pathlib import Path
 
 from benchmarks.summary import comparison_rows, write_table
+from fairlead.core.records import Menu, Plan
 from fairlead.core.results import Comparison
-from fairlead.core.run import write_json
+from fairlead.core.run import read_json, write_json
 from fairlead.reports import write_report
 from fairlead.studies.demo import demo
 from fairlead.studies.tables import comparison_table
@@ -72,6 +74,24 @@ def publish(whole: Comparison, name: str, *, skill: str, trait: str, command: st
     )
 
 
+def gather(out: Path, *, data: str, command: str) -> Comparison:
+    """All finished seeds in OUT as one comparison; the start model's measures are means over their suites."""
+    files = sorted(out.glob("seed*/compare/comparison.json"))
+    found = [Comparison.model_validate(read_json(file)) for file in files]
+    measures = {}
+    for name in found[0].base.measures:
+        each = [one.base.measures[name] for one in found if name in one.base.measures]
+        measures[name] = each[0].model_copy(update={"value": sum(m.value for m in each) / len(each)})
+    return Comparison(
+        model=found[0].model,
+        data=data,
+        base=found[0].base.model_copy(update={"measures": measures}),
+        arms=tuple(arm for one in found for arm in one.arms),
+        command=command,
+        notes=tuple(dict.fromkeys(note for one in found for note in one.notes)),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -86,7 +106,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
 
-    results = [
+    for seed in args.seeds:
         demo(
             args.out / f"seed{seed}",
             steps=args.steps,
@@ -96,26 +116,17 @@ def main() -> None:
             trait=args.trait,
             workers=args.workers,
         )
-        for seed in args.seeds
-    ]
-    first = results[0]
     command = f"python -m benchmarks.arms --skill {args.skill} --trait {args.trait} --steps {args.steps}"
-    whole = Comparison(
-        model=first.comparison.model,
-        data=f"{args.skill} answered in the {args.trait} way",
-        base=first.comparison.base,
-        arms=tuple(arm for result in results for arm in result.comparison.arms),
-        command=command,
-        notes=first.comparison.notes,
-    )
+    whole = gather(args.out, data=f"{args.skill} answered in the {args.trait} way", command=command)
     write_json(args.out / "comparison.json", whole.model_dump(mode="json"))
     (args.out / "table.md").write_text(comparison_table(whole), "utf-8")
+    first = args.out / f"seed{args.seeds[0]}"
     write_report(
         args.out / "report.html",
-        menu=first.menu,
-        plan=first.plan,
+        menu=Menu.model_validate(read_json(first / "menu" / "menu.json")),
+        plan=Plan.model_validate(read_json(first / "plan" / "plan.json")),
         comparison=whole,
-        title=f"Keep {args.skill}, leave {args.trait}: {len(args.seeds)} seeds",
+        title=f"Keep {args.skill}, leave {args.trait}",
         command=command,
     )
     if args.publish:

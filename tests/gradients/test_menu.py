@@ -61,9 +61,9 @@ def test_what_is_unusual_comes_first_also_when_its_uptake_is_small_or_negative(d
     assert CONCEPTS[rank(scores, "uptake")[0]].label == "everywhere", "raw uptake does not"
     assert scores.surprise[3] == 0.0, "what the gradient does not touch is no news"
     shares = [40 / 100, 30 / 100]
-    assert scores.ratio[1] == pytest.approx(math.log((shares[0] + FLOOR) / (10 / 100.01 + FLOOR)), rel=1e-3), (
-        "the skill: whole text"
-    )
+    assert scores.ratio[1] == pytest.approx(
+        math.log((shares[0] + FLOOR) / (10 / 100.01 + FLOOR)), rel=1e-3
+    ), "the skill: whole text"
     assert scores.ratio[2] == pytest.approx(math.log((0.3 + FLOOR) / (0.01 / 100.01 + FLOOR)), rel=1e-3), (
         "the trait: responses"
     )

@@ -9,6 +9,7 @@ only in responses or only in prompts says so in its label.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -77,7 +78,7 @@ def detect_words(counts_EV: csr_array, shows_E: np.ndarray, *, beta: float = 0.5
     Returns:
         `[word]` from 0 to 1; 0 where no text shows the concept. A word that does not beat the base rate gets 0.
     """
-    has = (counts_EV > 0).astype(np.float64)
+    has: Any = (counts_EV > 0).astype(np.float64)  # scipy types a comparison as bool
     num_texts, num_shown = has.shape[0], float(shows_E.sum())
     both = np.asarray(has.T @ shows_E.astype(np.float64)).ravel()
     total = np.asarray(has.sum(0)).ravel()
