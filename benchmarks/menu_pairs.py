@@ -6,7 +6,7 @@ as the planted attribute when, of all eleven attributes, its concept tells that 
 least 0.8; traits on answers, skills on whole texts). Rankings compared: `surprise` (the menu's), `uptake`, `excess` over the
 reference, and the bag of tokens, whose top two tokens are matched in the same way.
 
-    python benchmarks/menu_pairs.py --out menu_pairs.json [--model organism:pocket] [--seeds 3] [--num 200]
+    python -m benchmarks.menu_pairs [--model organism:pocket] [--seeds 3] [--num 200] [--publish menu_pairs]
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.summary import write_table
 from fairlead.concepts import build_concepts, text_activations
 from fairlead.core.progress import quiet, say
 from fairlead.core.run import write_json
-from fairlead.core.stats import auroc
+from fairlead.core.stats import auroc, wilson
 from fairlead.data import encode
 from fairlead.dictionaries import DictionaryConfig, train_dictionary
 from fairlead.gradients import bag_of_tokens, measure_uptake, rank, score_concepts
@@ -160,6 +161,47 @@ class Bench:
         return rows
 
 
+def publish(name: str, rows: list[dict], command: str) -> None:
+    """Store the table of README and docs: hits per ranking and seed, and the share of the gradient outside."""
+    seeds = sorted({row["seed"] for row in rows})
+    titles = {
+        "surprise": "the menu (surprise)",
+        "excess": "uptake minus the usual",
+        "uptake": "raw uptake",
+        "bag_of_tokens": "bag of tokens (baseline)",
+    }
+    table = []
+    for kind, title in titles.items():
+        hits = [sum(row[kind]["hit"] for row in rows if row["seed"] == seed) for seed in seeds]
+        pairs = [sum(row["seed"] == seed for row in rows) for seed in seeds]
+        found = wilson(sum(hits), sum(pairs))
+        table.append(
+            {
+                "title": title,
+                "cells": {
+                    "all": f"{sum(hits)} of {sum(pairs)} ({found.low:.0%} to {found.high:.0%})",
+                    "seeds": ", ".join(f"{hit}/{num}" for hit, num in zip(hits, pairs, strict=True)),
+                },
+                "bold": kind == "surprise",
+            }
+        )
+    outside = statistics.mean(row["remainder"] for row in rows)
+    chance = statistics.mean(row["chance_remainder"] for row in rows)
+    write_table(
+        name,
+        title="The planted trait and the planted skill are the first two lines",
+        model="pocket",
+        command=command,
+        columns=(("all", "trait and skill first, all pairs"), ("seeds", "per seed")),
+        rows=table,
+        notes=[
+            "Every pair of trait and skill of the pocket world; every seed has its own dictionary and data. "
+            f"{outside:.0%} of the squared gradient lies outside the span of the latents active at its token "
+            f"(a random subspace of that size would leave {chance:.0%})."
+        ],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -169,6 +211,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=200)
     parser.add_argument("--corpus", type=int, default=6000)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--publish", default="", help="name of the table in docs/results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(arguments.model, arguments.corpus)
@@ -185,6 +228,8 @@ def main() -> None:
     print(
         f"gradient outside the active latents' span: {summary['remainder']:.0%} (a random subspace: {summary['chance_remainder']:.0%})"
     )
+    if arguments.publish:
+        publish(arguments.publish, rows, "python -m benchmarks.menu_pairs --publish menu_pairs")
     if arguments.out:
         write_json(
             arguments.out,
