@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.summary import comparison_rows, write_table
+from benchmarks.summary import comparison_rows, write_figure, write_table
 from fairlead.core.records import Menu, Plan
 from fairlead.core.results import Comparison
 from fairlead.core.run import read_json, write_json
@@ -59,7 +59,8 @@ def publish(whole: Comparison, name: str, *, skill: str, trait: str, command: st
         (f"request.{trait}", f"{trait} on request"),
         ("loss.neutral", "loss on neutral text"),
     )
-    seeds = len({arm.seed for arm in whole.arms})
+    seeds = [len([arm for arm in whole.arms if arm.arm == name]) for name in whole.arm_names()]
+    write_figure(name, whole, titles={})
     write_table(
         name,
         title=f"{skill} answered in the {trait} way",
@@ -68,7 +69,8 @@ def publish(whole: Comparison, name: str, *, skill: str, trait: str, command: st
         columns=columns,
         rows=comparison_rows(whole, [key for key, _ in columns], titles=TITLES, bold="recipe"),
         notes=[
-            f"Mean and 95 % t interval over {seeds} seeds; every seed has its own data, spec, dictionary and order.",
+            f"Mean and 95 % t interval over {max(seeds)} seeds; every seed has its own data, spec, dictionary and order."
+            + (" Arms without an interval ran with one seed." if min(seeds) == 1 else ""),
             "All arms have the same anchor (KL to the start model on neutral prompts).",
         ],
     )

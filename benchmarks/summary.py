@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fairlead.core.results import Comparison
+from fairlead.core.results import Comparison, Verification
 from fairlead.core.run import write_json
 from fairlead.core.stats import t_interval
 
@@ -83,3 +83,26 @@ def comparison_rows(
             }
         )
     return rows
+
+
+def write_figure(name: str, comparison: Comparison, *, titles: dict[str, str]) -> Path:
+    """Store what the figure of a comparison needs (measures only): `docs/results/NAME.comparison.json`."""
+    arms = [
+        arm.model_copy(
+            update={
+                "arm": titles.get(arm.arm, arm.arm),
+                "steps": (),
+                "folder": "",
+                "verification": _bare(arm.verification),
+            }
+        )
+        for arm in comparison.arms
+    ]
+    bare = comparison.model_copy(update={"base": _bare(comparison.base), "arms": tuple(arms)})
+    path = RESULTS / f"{name}.comparison.json"
+    write_json(path, bare.model_dump(mode="json"))
+    return path
+
+
+def _bare(found: Verification) -> Verification:
+    return found.model_copy(update={"samples": (), "predictions": (), "notes": (), "model": ""})

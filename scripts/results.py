@@ -1,10 +1,11 @@
-"""Write the tables of README and docs from `docs/results/*.json`, so that no figure is typed by hand.
+"""Write the tables and figures of README and docs from `docs/results/*.json`, so that no figure is typed by hand.
 
     python scripts/results.py           # rewrite the blocks
     python scripts/results.py --check   # fail where a block is out of date
 
 A block stands between `<!-- results: NAME -->` and `<!-- /results -->`; NAME is a file of `docs/results/`, which a script in
-`benchmarks/` wrote (`benchmarks/summary.py`). A file names its command and model, and each table carries both.
+`benchmarks/` wrote (`benchmarks/summary.py`). A file names its command and model, and each table carries both. Every
+`docs/results/NAME.comparison.json` becomes the figure `docs/figures/NAME.svg`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from fairlead.core.results import Comparison
+from fairlead.reports import arms_svg
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- /results -->)", re.S)
@@ -48,6 +52,14 @@ def render(text: str) -> str:
 def main() -> None:
     """Rewrite, or check."""
     stale = []
+    for source in sorted((ROOT / "docs" / "results").glob("*.comparison.json")):
+        file = ROOT / "docs" / "figures" / source.name.replace(".comparison.json", ".svg")
+        fresh = arms_svg(Comparison.model_validate_json(source.read_text("utf-8")))
+        if not file.is_file() or file.read_text("utf-8") != fresh:
+            stale.append(str(file.relative_to(ROOT)))
+            if "--check" not in sys.argv:
+                file.parent.mkdir(exist_ok=True)
+                file.write_text(fresh, "utf-8")
     for file in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         text = file.read_text("utf-8")
         fresh = render(text)
