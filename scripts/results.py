@@ -43,7 +43,12 @@ def render(text: str) -> str:
     """The text with every block made anew."""
 
     def block(match: re.Match[str]) -> str:
-        record = json.loads((ROOT / "docs" / "results" / f"{match.group(2)}.json").read_text("utf-8"))
+        source = ROOT / "docs" / "results" / f"{match.group(2)}.json"
+        if not source.is_file():
+            sys.exit(
+                f"no {source.relative_to(ROOT)}. Next: run the benchmark that publishes it, or remove the block."
+            )
+        record = json.loads(source.read_text("utf-8"))
         return match.group(1) + "\n" + table(record) + "\n" + match.group(3)
 
     return BLOCK.sub(block, text)
