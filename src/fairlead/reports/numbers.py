@@ -198,11 +198,12 @@ def summarize(comparison: Comparison | None, verification: Verification | None =
 
 
 def _intended(arms: list[Arm]) -> tuple[Arm | None, str]:
+    real = [arm for arm in arms if "placebo" not in arm.name.lower()]
     for word in ("recipe", "intended"):
-        for arm in arms:
+        for arm in real:
             if arm.name.lower().startswith(word):
                 return arm, "the intended recipe"
-    others = [a for a in arms if a.role != "reference" and a.skill and a.leak]
+    others = [a for a in real if a.role != "reference" and a.skill and a.leak]
     if others:
         best = max(others, key=lambda a: a.skill.value - a.leak.value)  # type: ignore[union-attr]
         return best, "the arm with the most skill minus leak, chosen after the fact"
