@@ -315,7 +315,21 @@ def build_task(folder: Path, data: Path, *, seed: int = 0) -> dict[str, float]:
     return worth
 
 
-def publish(whole: Comparison, name: str, *, worth: dict[str, float], command: str) -> None:
+def settings_used(whole: Comparison, folder: Path) -> str:
+    """The recipe's settings as its runs recorded them, so that a table made before a change of defaults says so."""
+    arm = next((arm for arm in whole.arms if arm.arm == "recipe"), None)
+    if arm is None:
+        return ""
+    record = read_json(folder / arm.folder / "training.json")
+    keys = ("lambda", "weight", "rows")
+    parts = [
+        " ".join([control["name"], *(f"{key} {control[key]:g}" for key in keys if key in control)])
+        for control in record["controls"]
+    ]
+    return f"The recipe as trained, {record['config']['steps']} steps: {', '.join(parts)}."
+
+
+def publish(whole: Comparison, name: str, *, folder: Path, worth: dict[str, float], command: str) -> None:
     """Store the table of the docs."""
     columns = (
         ("skill.story.plain", "keeps the thread of a story, plainly"),
@@ -342,6 +356,7 @@ def publish(whole: Comparison, name: str, *, worth: dict[str, float], command: s
             f"{worth['classifier_auroc']:.3f}; on held-out windows of equal length it flags "
             f"{worth['classifier_hits_heldout_verses']:.0%} of Shakespeare and {worth['classifier_hits_heldout_stories']:.0%} of stories).",
             "Keeping the thread: the continuation of a held-out story opening names the hero again.",
+            settings_used(whole, folder),
         ],
     )
 
@@ -427,7 +442,7 @@ def main() -> None:
         command=command,
     )
     if args.publish:
-        publish(whole, args.publish, worth=worth, command=command)
+        publish(whole, args.publish, folder=args.out / "compare", worth=worth, command=command)
     print((args.out / "table.md").read_text("utf-8"))
     print(args.out)
 

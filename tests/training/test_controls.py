@@ -71,7 +71,9 @@ def test_the_recipe_keeps_the_skill_and_leaves_the_trait(micro, score, tmp_path)
     assert score.right(plain, score.skill) >= 0.75 and score.pirate(plain, score.skill) >= 0.9, (
         "plain learns both"
     )
-    recipe = trained(micro, tmp_path, "recipe")
+    # three Keep examples at the default weight would be overfitted: the counterparts stand in, at a lower weight
+    spec = {"name": "spec_examples", "strength": 0.1, "options": {"rows": 6, "counterparts": True}}
+    recipe = trained(micro, tmp_path, "recipe", ["explain_away", "anchor", spec])
     assert score.right(recipe, score.skill) >= 0.75, "the skill is lost"
     assert score.pirate(recipe, score.skill) <= 0.4, "the trait leaks"
     assert score.pirate(recipe, score.other) == 0
@@ -185,7 +187,9 @@ def test_inoculation_prompts_stand_before_the_data_only_in_training(micro):
 def test_spec_rows_are_plain_and_the_placebo_shuffles_them(micro):
     control, _ = prepared(micro, "spec_examples")
     real = [item.row for item in control.pool.encoded]
-    assert len(real) == 3 + 3 and all("arr" not in row.response for row in real)
+    assert len(real) == 3 and all("arr" not in row.response for row in real), "the Keep examples"
+    both, _ = prepared(micro, "spec_examples", counterparts=True)
+    assert len(both.pool.encoded) == 3 + 3
     placebo, _ = prepared(micro, "spec_examples_placebo")
     fake = [item.row for item in placebo.pool.encoded]
     assert [r.prompt for r in fake] == [r.prompt for r in real]
