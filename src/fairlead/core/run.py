@@ -26,7 +26,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from fairlead.core.errors import RunError
+from fairlead.core.errors import FairleadError, RunError
 
 RUN_FILE = "run.json"
 _VERSIONED = ("fairlead", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
@@ -189,7 +189,8 @@ class Run:
         run.finish({"num_lines": 12})           # summary; on exit the folder is renamed
     ```
 
-    Leaving the block by an exception (or a kill) keeps `NAME.part` for `resume=True`.
+    Leaving the block by an exception (or a kill) keeps `NAME.part` for `resume=True`; bad input that
+    is found before anything was written leaves none.
     """
 
     def __init__(self, final: Path, lock: FileLock, record: dict[str, Any], resumed: bool) -> None:
@@ -306,6 +307,12 @@ class Run:
         self.folder = self.final
         return self.final
 
+    def _is_bare(self) -> bool:
+        """Whether the unfinished folder holds nothing besides its record."""
+        if self.folder == self.final or not self.folder.is_dir():
+            return False
+        return not any(path.name != RUN_FILE and path.is_file() for path in self.folder.rglob("*"))
+
     def __enter__(self) -> Self:
         return self
 
@@ -323,6 +330,13 @@ class Run:
                     f"{self.folder}: cannot write ({write_failure(error)}). What was written so far is kept. "
                     "Next: free space and repeat the same command to go on."
                 ) from error
+            elif (
+                isinstance(error, FairleadError)
+                and not isinstance(error, RunError)
+                and not self.resumed
+                and self._is_bare()
+            ):
+                _remove(self.folder)  # refused before any work: the mended input must not find it in the way
         finally:
             self._lock.release()  # the lock file stays: removing it would let two processes in
 

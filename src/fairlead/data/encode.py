@@ -170,8 +170,8 @@ def _fit(
         longest = max(len(item) for group in long for item in group)
         raise DataError(
             f"{len(long)} of {len(groups)} examples are longer than {max_length} tokens (the first is this "
-            f"one, with {max(map(len, long[0]))}; the longest has {longest}). Next: raise max_length, or "
-            "choose truncate or drop for long examples.",
+            f"one, with {max(map(len, long[0]))}; the longest has {longest}). Next: shorten or remove them, "
+            "raise max_length up to the model's limit, or (in Python) pass on_long='truncate' or 'drop'.",
             source=source,
             line=long[0][0].row.line or None,
         )

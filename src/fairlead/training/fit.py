@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fairlead.core.errors import DictionaryError, RunError, TrainingError
+from fairlead.core.errors import ConfigError, DictionaryError, RunError, TrainingError
 from fairlead.core.progress import say
 from fairlead.core.records import Plan
 from fairlead.core.results import StepRecord
@@ -176,8 +176,14 @@ def prepare(
     """Encode the data and gather what controls may use.
 
     Raises:
+        ConfigError: `max_length` is beyond what the model takes.
         DataError: The data cannot be encoded.
     """
+    if config.max_length is not None and config.max_length > model.max_length:
+        raise ConfigError(
+            f"max_length is {config.max_length}, but {model.name} takes at most {model.max_length} tokens. "
+            f"Next: choose at most {model.max_length}, or leave it out."
+        )
     encoded = encode(
         data, model.tokenizer, max_length=config.max_length or model.max_length, on_long=config.on_long
     )
