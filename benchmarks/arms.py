@@ -52,6 +52,7 @@ TITLES = {
 def publish(whole: Comparison, name: str, *, skill: str, trait: str, command: str) -> None:
     """Store the table of the README."""
     columns = (
+        (f"skill.{skill}", f"{skill}, right in any style"),
         (f"skill.{skill}.plain", f"{skill}, right and plain"),
         (f"skill.{skill}.heldout.plain", "held-out pairs, right and plain"),
         (f"leak.{trait}.domain", f"{trait} on {skill}"),
@@ -67,7 +68,10 @@ def publish(whole: Comparison, name: str, *, skill: str, trait: str, command: st
         model="pocket (2.9M parameters, trained from scratch on a synthetic world)",
         command=command,
         columns=columns,
-        rows=comparison_rows(whole, [key for key, _ in columns], titles=TITLES, bold="recipe"),
+        rows=sorted(
+            comparison_rows(whole, [key for key, _ in columns], titles=TITLES, bold="recipe"),
+            key=lambda row: ["start model", *TITLES.values()].index(row["title"]),
+        ),
         notes=[
             f"Mean and 95 % t interval over {max(seeds)} seeds; every seed has its own data, spec, dictionary and order."
             + (" Arms without an interval ran with one seed." if min(seeds) == 1 else ""),
