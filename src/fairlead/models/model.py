@@ -300,7 +300,9 @@ class Model:
             except Exception as error:  # safetensors reports a full disk as an error of its own
                 if "SafetensorError" not in type(error).__name__:
                     raise
-                raise RunError(f"{folder}: cannot write the weights ({error}). Next: free space.") from error
+                raise RunError(
+                    f"{folder}: cannot write the weights ({error}). Next: free space and repeat."
+                ) from error
         return folder
 
     def __repr__(self) -> str:

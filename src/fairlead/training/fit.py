@@ -234,7 +234,9 @@ def save(trained: Any, model: Model, folder: Path, *, method: str) -> Path:
         except Exception as error:
             if isinstance(error, OSError) or "SafetensorError" not in type(error).__name__:
                 raise
-            raise RunError(f"{target}: cannot write the weights ({error}). Next: free space.") from error
+            raise RunError(
+                f"{target}: cannot write the weights ({error}). Next: free space and repeat the same command."
+            ) from error
     return target
 
 
