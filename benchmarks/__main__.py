@@ -74,7 +74,11 @@ def main() -> None:
         )
     )
     training = ask("bench_training", "--rounds", few)
-    targets = {"+ observation": "at most 1.10", "+ explain-away, cached": "at most 1.15"}
+    targets = {
+        "adapter + observation": "at most 1.10",
+        "adapter + explain-away (cached)": "at most 1.15",
+        "adapter + explain-away + observation": "at most 1.15",
+    }
     for name, found in training.items():
         if "ratio" in found:
             title = f"training step, {name} / plain TRL step"

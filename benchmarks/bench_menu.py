@@ -22,7 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-from bench_capture import make_model
+from benchmarks.bench_capture import make_model
 
 from fairlead.core.progress import quiet
 from fairlead.data import Encoded, Row, iter_batches
