@@ -22,8 +22,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-from benchmarks.bench_capture import make_model
 
+from benchmarks.bench_capture import make_model
 from fairlead.core.progress import quiet
 from fairlead.data import Encoded, Row, iter_batches
 from fairlead.dictionaries import Dictionary, token_loss
