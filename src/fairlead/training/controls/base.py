@@ -82,7 +82,7 @@ class Control(ABC):
 
     def pool_loss(self, logits: Float[Tensor, "token vocab"], targets: Tensor, rows: list[int]) -> Tensor:
         """Weighted loss on its own rows (a scalar)."""
-        raise NotImplementedError
+        raise TypeError(f"control '{self.name}' brings rows of its own and must define pool_loss")
 
     @property
     def touches_logits(self) -> bool:
