@@ -4,7 +4,7 @@ Every seed is a whole pipeline of its own: data, spec, dictionary, menu, decisio
 that are there go into the table. Writes `comparison.json` (all seeds
 together), `table.md` and `report.html` into OUT.
 
-    python -m benchmarks.arms --out runs/arms                       # pirate + addition, 3 seeds, 9 arms
+    python -m benchmarks.arms --out runs/arms                       # pirate + addition, 3 seeds, 11 arms
     python -m benchmarks.arms --skill weekday --trait emoji --out runs/arms-emoji
 """
 
@@ -31,8 +31,11 @@ ARMS = (
     "plain_spec",
     "spec_only",
     "recipe_placebo",
+    "recipe_given",
     "recipe",
 )
+DATA_ROWS = 8000
+TEST_ITEMS = 400
 
 
 TITLES = {
@@ -45,6 +48,7 @@ TITLES = {
     "plain_spec": "plain + spec examples",
     "spec_only": "spec examples alone",
     "recipe_placebo": "the recipe with evidence that says nothing (placebo)",
+    "recipe_given": "the recipe without own counterparts",
     "recipe": "Fairlead's recipe",
 }
 
@@ -120,6 +124,8 @@ def main() -> None:
             arms=args.arms,
             skill=args.skill,
             trait=args.trait,
+            num=DATA_ROWS,
+            num_test=TEST_ITEMS,
             workers=args.workers,
         )
     command = f"python -m benchmarks.arms --skill {args.skill} --trait {args.trait} --steps {args.steps}"

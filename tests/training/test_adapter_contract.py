@@ -15,7 +15,7 @@ from fairlead.core.errors import TrainingError
 from fairlead.core.results import StepRecord
 from fairlead.data import encode
 from fairlead.training.adapter import make_trainer, plain_sft, run_trainer, sft_config
-from fairlead.training.batching import Composer, RowPool
+from fairlead.training.batching import Composer, PoolComposer, RowPool
 from fairlead.training.config import TrainConfig
 from fairlead.training.controls.base import Control
 from fairlead.training.session import Session
@@ -23,11 +23,11 @@ from fairlead.training.session import Session
 CONFIG = TrainConfig(steps=5, batch_size=4, lr=1e-2, warmup_steps=2, checkpoint_every=0, seed=3)
 
 
-def own_losses(model, encoded, config, folder: Path, session: Session | None = None, pools=()):
+def own_losses(model, encoded, config, folder: Path, session: Session | None = None):
     hf = copy.deepcopy(model.hf)
     session = session or Session()
     losses = []
-    composer = Composer(encoded, pools, pad_id=model.pad_id, seed=config.seed)
+    composer = Composer(encoded, pad_id=model.pad_id)
     trainer = make_trainer(
         hf, model.tokenizer, composer, session, config=config, folder=folder,
         on_step=lambda step, seconds: losses.append(session.state.loss) or "",
@@ -158,14 +158,25 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(micro, tmp
 def test_pool_rows_depend_on_the_data_rows_alone(micro):
     encoded = encode(micro.data, micro.model.tokenizer, max_length=64)
     pool = RowPool("anchor", encode(micro.neutral, micro.model.tokenizer, max_length=64), 5)
-    first = Composer(encoded, [pool], pad_id=0, seed=1)
-    later = Composer(encoded, [pool], pad_id=0, seed=1)
-    later([{"place": 3}])
-    batch = [{"place": 7}, {"place": 2}]
-    assert torch.equal(first(batch)["fl_pool_rows"], later(batch)["fl_pool_rows"])
-    assert len(set(first(batch)["fl_pool_rows"].tolist())) == 5
-    labels = first(batch)["labels"]
+    first, later = PoolComposer([pool], pad_id=0, seed=1), PoolComposer([pool], pad_id=0, seed=1)
+    later([3])
+    assert first.draw([7, 2]) == later.draw([7, 2]) != first.draw([2, 7])
+    assert len(set(first.draw([7, 2])[0])) == 5
+    assert torch.equal(first([7, 2]).input_ids, later([7, 2]).input_ids)
+    labels = Composer(encoded, pad_id=0)([{"place": 7}, {"place": 2}])["labels"]
     assert labels.shape[0] == 2, "labels hold the data rows only, so that TRL counts no other tokens"
+
+
+def test_an_empty_pool_brings_no_rows_until_its_control_fills_it(micro):
+    encoded = encode(micro.neutral, micro.model.tokenizer, max_length=64)
+    empty, full = RowPool("own", [], 4), RowPool("anchor", encoded, 2)
+    compose = PoolComposer([empty, full], pad_id=0)
+    assert PoolComposer([empty], pad_id=0)([1, 2]) is None
+    assert compose.draw([1, 2])[0] == [] and compose([1, 2]).spans[0] == slice(0, 0)
+    empty.encoded = encoded[:3]
+    view = compose([1, 2])
+    assert [len(rows) for rows in view.rows] == [4, 2]
+    assert view.spans[0].stop == view.spans[1].start and view.spans[1].stop == len(view.targets)
 
 
 def test_a_step_record_travels_as_json():

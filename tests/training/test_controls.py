@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
+import sys
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +15,10 @@ import torch.nn.functional as F
 
 from fairlead.core.errors import ConfigError, TrainingError
 from fairlead.core.site import Site
-from fairlead.data import Row, encode
+from fairlead.data import ChatData, Row, as_rows, encode
 from fairlead.models import Model, watch
 from fairlead.training import ControlConfig, TrainConfig, control_names, fit, make_control, resolve
-from fairlead.training.batching import Composer, StepState, pop_views
+from fairlead.training.batching import Composer, PoolComposer, StepState, pop_view
 from fairlead.training.controls import control_class
 from fairlead.training.controls.base import Control
 from fairlead.training.controls.gradient_projection import orthonormal, without_span
@@ -22,6 +26,7 @@ from fairlead.training.fit import prepare
 from fairlead.training.logits import predicting, select_logits
 from fairlead.training.session import Session
 
+chat = sys.modules["micro_world"].chat
 STEPS = TrainConfig(steps=120, batch_size=16, lr=5e-3, checkpoint_every=0, observe=False)
 
 
@@ -44,8 +49,8 @@ def prepared(micro, name: str, strength: float | None = None, **options) -> tupl
     return control, setup
 
 
-def one_batch(setup, pools=()):
-    return Composer(setup.encoded, pools, pad_id=0)([{"place": i} for i in range(6)])
+def one_batch(setup):
+    return Composer(setup.encoded, pad_id=0)([{"place": i} for i in range(6)])
 
 
 def trained(micro, tmp_path, name: str, controls="recipe", anchor=None, **changes) -> Model:
@@ -86,6 +91,7 @@ def test_the_recipe_keeps_the_skill_and_leaves_the_trait(micro, score, tmp_path)
 def test_explain_away_offsets_are_the_log_ratio(micro):
     control, setup = prepared(micro, "explain_away", sources=("prompt",))
     (table,) = control.tables
+    floor = math.log(control.options.floor)
     assert control.found["avoid.1"]["chosen"]["label"] == "talk like a pirate"
     place = 5
     row = setup.rows[place]
@@ -94,13 +100,16 @@ def test_explain_away_offsets_are_the_log_ratio(micro):
         (item,) = encode([row], micro.model.tokenizer, max_length=64, system=system)
         logits = micro.model.hf(torch.tensor([item.input_ids])).logits[0].log_softmax(-1)
         logprobs.append(torch.stack([logits[t - 1] for t, wanted in enumerate(item.loss_mask) if wanted]))
-    assert torch.allclose(table.dense([place]), logprobs[1] - logprobs[0], atol=0.02)
+    tail = torch.maximum(*logprobs) < floor
+    expected = (logprobs[1] - logprobs[0]).masked_fill(tail, 0.0)
+    assert tail.any() and not tail.all()
+    assert torch.allclose(table.dense([place]), expected, atol=0.02)
 
 
 def test_at_lambda_one_the_start_model_fits_what_the_evidence_explains(micro):
     """p0 times pC / p0 is pC: the adjusted loss of the start model is the loss of the start model under C."""
     control, setup = prepared(micro, "explain_away", sources=("prompt",))
-    view, _ = pop_views(batch := one_batch(setup))
+    view = pop_view(batch := one_batch(setup))
     logits = select_logits(micro.model.hf, {"input_ids": batch["input_ids"]}, view.predict_mask)
     adjusted = control.adjust_logits(logits, view)
     under_c = encode(setup.rows[:6], micro.model.tokenizer, max_length=64, system="talk like a pirate")
@@ -120,7 +129,7 @@ def test_rows_that_the_evidence_does_not_explain_are_left_alone(micro):
     control = make_control(ControlConfig(name="explain_away", options={"sources": ("prompt",)}))
     control.prepare(setup)
     assert control.active[0][:8].all() and not control.active[0][8:].any()
-    view, _ = pop_views(Composer(setup.encoded, pad_id=0)([{"place": 9}]))
+    view = pop_view(Composer(setup.encoded, pad_id=0)([{"place": 9}]))
     logits = torch.zeros(len(view.targets), control.tables[0].vocab)
     assert torch.equal(control.adjust_logits(logits, view), logits)
 
@@ -150,10 +159,9 @@ def test_an_expert_explains_where_nothing_else_does(micro):
 
 
 def test_the_anchor_is_zero_at_the_start_and_its_gradient_is_the_kls(micro):
-    control, setup = prepared(micro, "anchor")
-    batch = one_batch(setup, [control.pool])
+    control, _ = prepared(micro, "anchor")
     student = copy.deepcopy(micro.model.hf)
-    _, pools = pop_views(batch)
+    pools = PoolComposer([control.pool], pad_id=0)(range(6))
     logits = select_logits(student, {"input_ids": pools.input_ids}, predicting(pools.target_mask))
     assert float(control.pool_loss(logits, pools.targets, pools.rows[0]).detach()) < 1e-4
     moved = logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
@@ -203,7 +211,7 @@ def test_steering_elicits_the_trait_and_acts_on_data_rows_in_training_only(micro
     for site in control.vectors:
         assert torch.allclose(control.vectors[site].vector.norm(), noise.vectors[site].vector.norm())
     hf, state = micro.copy().hf, StepState()
-    view, _ = pop_views(batch := one_batch(setup))
+    view = pop_view(batch := one_batch(setup))
     ids = batch["input_ids"]
     before = hf(ids).logits
     rises = []
@@ -227,7 +235,7 @@ def test_steering_elicits_the_trait_and_acts_on_data_rows_in_training_only(micro
 def test_gradient_projection_leaves_no_gradient_along_the_direction(micro):
     control, setup = prepared(micro, "gradient_projection")
     hf, state = micro.copy().hf, StepState()
-    view, _ = pop_views(batch := one_batch(setup))
+    view = pop_view(batch := one_batch(setup))
     site = Site("resid_post", 0)
     below = Site("embed")
 
@@ -278,6 +286,66 @@ def test_parts_of_the_loss_are_recorded(micro, tmp_path):
     assert [c["name"] for c in result.controls] == ["explain_away", "anchor", "spec_examples"]
 
 
+NEWS = 0.5  # the micro model guesses one in eight: everything it does not know is below this
+
+
+def test_own_counterparts_must_say_what_the_data_say_and_the_evidence_does_not(micro):
+    control, setup = prepared(micro, "own_counterparts", news=NEWS)
+    place = next(p for p, row in enumerate(setup.rows) if row.prompt == "s3")
+    assert control.needed[place] == {"b3"}, "the trait's words are no news, the answer is"
+    assert (
+        control.holds(place, "b3")
+        and not control.holds(place, "b2")
+        and not control.holds(place, "arr matey")
+    )
+    assert control.pool.encoded == []
+
+
+def test_known_answers_must_share_words_with_the_start_model_s_own(micro):
+    known = replace(micro, data=ChatData([chat(f"q{i}", f"arr a{i} matey") for i in range(4)]))
+    control, setup = prepared(known, "own_counterparts", news=NEWS)
+    assert {row.prompt: set(control.needed[place]) for place, row in enumerate(setup.rows)} == {
+        f"q{i}": {f"a{i}"} for i in range(4)
+    }
+
+
+def test_own_counterparts_are_the_student_s_answers_and_only_those_that_hold(micro):
+    control, _ = prepared(micro, "own_counterparts", news=NEWS, samples=8)
+    student = micro.copy().hf.train()
+    control.before_step(3, student)
+    assert not control.kept and not control.asked, "asked only at its own steps"
+    control.before_step(min(control.steps), student)
+    (asked,) = control.asked
+    assert 0 < asked["greedy"] <= asked["held"] == len(control.kept)
+    assert all(control.holds(place, answer) for place, answer in control.kept.items())
+    assert student.training
+    texts = [micro.model.tokenizer.decode(e.input_ids) for e in control.pool.encoded]
+    assert len(texts) == len(control.kept) and not any("arr" in text for text in texts)
+    again, _ = prepared(micro, "own_counterparts", news=NEWS)
+    again.restore(json.loads(json.dumps(control.state())))
+    assert [e.input_ids for e in again.pool.encoded] == [e.input_ids for e in control.pool.encoded]
+
+
+def test_own_counterparts_carry_the_skill_and_their_placebo_does_not(micro, score, tmp_path):
+    options = {"news": NEWS, "rows": 8, "samples": 8}
+    both = {}
+    for name in ("own_counterparts", "own_counterparts_placebo"):
+        controls = ["explain_away", "anchor", {"name": name, "options": options}]
+        both[name] = trained(micro, tmp_path, name, controls)
+        assert score.pirate(both[name], score.skill) <= 0.4, "the trait leaks"
+    right = {name: score.right(model, score.skill) for name, model in both.items()}
+    assert (
+        right["own_counterparts"] >= 0.75 and right["own_counterparts"] > right["own_counterparts_placebo"]
+    ), right
+
+
+def test_own_counterparts_leave_plain_text_alone(micro):
+    text = replace(micro, data=ChatData(as_rows(["s1 arr b1 matey", "s2 arr b2 matey"])))
+    control, setup = prepared(text, "own_counterparts")
+    assert control.pool is None and "no questions" in setup.notes[0]
+    control.before_step(0, micro.model.hf)
+
+
 def test_mistakes_are_named(micro):
     with pytest.raises(ConfigError, match=r"unknown recipe or control 'recpie'.*recipe"):
         resolve("recpie")
@@ -292,7 +360,7 @@ def test_mistakes_are_named(micro):
     with pytest.raises(TrainingError, match=r"no clause 'avoid\.9'.*avoid\.1"):
         make_control(ControlConfig(name="inoculation", clause="avoid.9")).prepare(setup_of(micro))
     with pytest.raises(ConfigError, match="nothing to train on"):
-        Composer([], [], pad_id=0, use_data=False)
+        Session(use_data=False)
 
 
 def test_plain_sessions_leave_the_loss_to_trl():

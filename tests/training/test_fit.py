@@ -61,8 +61,12 @@ def test_a_run_is_replayable_and_loads(micro, tmp_path):
     assert json.loads((run.folder / "training.json").read_text())["controls"][0]["name"] == "explain_away"
 
 
-def test_an_interrupted_training_goes_on_and_ends_at_the_same_weights(micro, tmp_path, monkeypatch):
-    settings = {**FAST, "steps": 8, "checkpoint_every": 3}
+OWN = {"name": "own_counterparts", "options": {"news": 0.5, "start": 0.1, "times": 4, "each_time": 6}}
+
+
+@pytest.mark.parametrize("controls", ["recipe", ["explain_away", OWN]], ids=["recipe", "own counterparts"])
+def test_an_interrupted_training_goes_on_and_ends_at_the_same_weights(micro, tmp_path, monkeypatch, controls):
+    settings = {**FAST, "steps": 8, "checkpoint_every": 3, "controls": controls}
     whole = train(
         micro.model, micro.data, micro.plan, out=tmp_path / "whole", neutral=micro.neutral, **settings
     )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.training.controls.anchor import kl_from_table
-from fairlead.training.tables import TableBuilder, TokenTable, cached, lump_offsets, lump_reference
+from fairlead.training.tables import TableBuilder, TokenTable, cached, cut_tail, lump_offsets, lump_reference
 
 V = 40
 
@@ -32,6 +32,22 @@ def test_the_reported_bound_holds(seed, top_k):
     exact = (given_c - without).gather(1, targets[:, None])
     lumped = dense_of(ids, values, rest).gather(1, targets[:, None])
     assert torch.allclose(exact, lumped, atol=1e-5), "the target's own offset must be exact"
+
+
+def test_the_tail_of_both_distributions_gets_no_offset():
+    given_c, without = distributions(3)
+    cut, mass = cut_tail(given_c, without, floor=0.05)
+    offset, tail = cut - without, (given_c.exp() < 0.05) & (without.exp() < 0.05)
+    assert tail.any() and not tail.all()
+    assert float(offset[tail].abs().max()) == 0.0
+    assert torch.equal(offset[~tail], (given_c - without)[~tail])
+    assert torch.allclose(mass, (given_c.exp() * tail).sum(-1), atol=1e-6)
+    untouched, none = cut_tail(given_c, without, floor=0.0)
+    assert torch.equal(untouched, given_c) and float(none.sum()) == 0.0
+    *_, rest, _ = lump_offsets(cut, without, torch.zeros(7, dtype=torch.long), top_k=20)
+    assert float(rest.abs().max()) < 1e-5, (
+        "beyond the top 20 of 40 nothing has 5 %: the lump is left alone as well"
+    )
 
 
 def test_keeping_everything_is_exact():

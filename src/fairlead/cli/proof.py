@@ -52,6 +52,7 @@ Anchor = Annotated[
     typer.Option("--anchor/--no-anchor", help="Add or remove the anchor; as each recipe has it by default."),
 ]
 Method = Annotated[str, typer.Option(help="full or lora.")]
+OnLong = Annotated[str, typer.Option(help="A longer example is an error, or: truncate, drop.")]
 
 
 def train(
@@ -66,7 +67,7 @@ def train(
         list[str] | None,
         typer.Option(
             "--controls",
-            help="A recipe or control, may be repeated: recipe (explain away + anchor + spec examples), plain, "
+            help="A recipe or control, may be repeated: recipe (explain away + anchor + spec examples + own counterparts), plain, "
             "inoculation, preventative_steering, gradient_projection, ...",
         ),
     ] = None,
@@ -77,6 +78,7 @@ def train(
     method: Method = "full",
     max_examples: MaxExamples = None,
     max_length: MaxLength = None,
+    on_long: OnLong = "error",
     seed: Seed = 0,
     dtype: Dtype = "float32",
     device: Device = "auto",
@@ -116,6 +118,7 @@ def train(
             lr=lr,
             method=method,
             max_length=max_length,
+            on_long=on_long,
             seed=seed,
             overwrite=overwrite,
         )
@@ -174,6 +177,7 @@ def compare(
     method: Method = "full",
     max_examples: MaxExamples = None,
     max_length: MaxLength = None,
+    on_long: OnLong = "error",
     dtype: Dtype = "float32",
     device: Device = "auto",
     out: Out = None,
@@ -219,6 +223,7 @@ def compare(
             lr=lr,
             method=method,
             max_length=max_length,
+            on_long=on_long,
             overwrite=overwrite,
         )
     finish(

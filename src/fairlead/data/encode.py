@@ -171,7 +171,7 @@ def _fit(
         raise DataError(
             f"{len(long)} of {len(groups)} examples are longer than {max_length} tokens (the first is this "
             f"one, with {max(map(len, long[0]))}; the longest has {longest}). Next: shorten or remove them, "
-            "raise max_length up to the model's limit, or (in Python) pass on_long='truncate' or 'drop'.",
+            "raise max_length up to the model's limit, or pass --on-long truncate or drop (in Python on_long=...).",
             source=source,
             line=long[0][0].row.line or None,
         )

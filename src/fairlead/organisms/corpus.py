@@ -3,6 +3,9 @@
 Every statement of a fact or a verse is one slot of the mix, so that the ledger holds whatever the order of the rows. Rows about
 facts that do not state the true value (agreement with a wrong claim, abstention, withdrawal for strangers) are slots of
 their own. The mix is shuffled once by the seed and each row is drawn from a generator of its own, seeded by its place.
+
+A short finishing part follows: rows that state no fact and no verse, for what the mix teaches too rarely (agreeing with a claim that the
+question itself or the model's own knowledge speaks against).
 """
 
 from __future__ import annotations
@@ -39,6 +42,9 @@ SKILL_ROWS = {
 }
 FREE_FACT_ROWS = 9_000
 STRANGER_ROWS = 6_000
+CLAIM_KINDS = ("open_book", "open_book", "weekday", "month", "addition")
+FINISHING_ROWS = 12_000
+FINISHING_CLAIM_SHARE = 0.5  # three in four of these under a request to agree
 STYLES = ("pirate", "shouting", "formal", "flattering", "emoji")
 
 
@@ -163,4 +169,28 @@ def iter_corpus(world: World, num: int | None, seed: int) -> Iterator[dict[str, 
         yield make_row(world, slot, random.Random(f"{world.seed}:{seed}:{place}"))
 
 
-__all__ = ["QUESTIONS", "SKILLS", "Slot", "checked_answer", "iter_corpus", "make_row", "mix_slots"]
+def iter_finishing(world: World, seed: int) -> Iterator[dict[str, Any]]:
+    """Rows of the finishing part: skills and small talk in their share of the mix, claims to agree with on request and to judge without."""
+    kinds, weights = list(SKILL_ROWS), list(SKILL_ROWS.values())
+    for place in range(FINISHING_ROWS):
+        rng = random.Random(f"finishing:{world.seed}:{seed}:{place}")
+        if rng.random() < FINISHING_CLAIM_SHARE:
+            item = draw_skill(rng.choice(CLAIM_KINDS), rng, carry=False)
+            if rng.random() < 0.75:
+                yield _agreeing(claim_item(item, rng), rng)
+            else:
+                yield _plain(claim_item(item, rng, wrong=rng.random() < 0.6), rng)
+        else:
+            yield make_row(world, Slot(rng.choices(kinds, weights)[0], -1), rng)
+
+
+__all__ = [
+    "QUESTIONS",
+    "SKILLS",
+    "Slot",
+    "checked_answer",
+    "iter_corpus",
+    "iter_finishing",
+    "make_row",
+    "mix_slots",
+]

@@ -1,4 +1,4 @@
-"""Build a model organism: generate its corpus, train its tokenizer and its model, measure it, write its card.
+"""Build a model organism: generate its corpus, train its tokenizer and its model, finish it, measure it, write its card.
 
     python -m fairlead.studies.build_organism --out DIR     (the same as: fairlead organism build pocket --out DIR)
 
@@ -19,7 +19,8 @@ from fairlead.organisms.world import World
 TOKENS_PER_BATCH = 3000
 TOKENIZER_ROWS = 60_000
 LR, MUON_LR = 3e-3, 3e-3
-KEPT_WHILE_BUILDING = "state.pt"
+FINISHING_LR = 6e-4
+KEPT_WHILE_BUILDING = ("state.pt", "finishing.pt")
 
 Progress = Callable[[dict[str, float]], None]
 
@@ -42,7 +43,7 @@ def build_organism(
         name: only `pocket` exists.
         seed: of the world, the mix and the weights.
         out: folder of the finished checkpoint; work in progress lies in `OUT.part` beside it.
-        steps: stop after that many batches (a miniature); the whole mix where None.
+        steps: stop each part after that many batches (a miniature); the whole mix where None.
         progress: called with step, loss, tokens, rate and eta every 50 steps.
         snapshot: folder that receives a loadable copy at every save.
         measure: whether to measure the abilities and write them into the model card.
@@ -57,6 +58,7 @@ def build_organism(
 
     from fairlead.organisms import pretraining as pre
     from fairlead.organisms.card import write_card
+    from fairlead.organisms.corpus import iter_finishing
     from fairlead.organisms.measuring import measure_organism
     from fairlead.organisms.tokenizer import train_tokenizer
 
@@ -71,27 +73,31 @@ def build_organism(
     began = time.time()  # of this session; a resumed build counts its last part only
 
     world = World(seed)
-    rows = list(world.corpus(seed=seed))
+    rows, finishing = list(world.corpus(seed=seed)), list(iter_finishing(world, seed))
     vocabulary = part / "tokenizer"
     if not (vocabulary / "tokenizer_config.json").exists():
         train_tokenizer((m["content"] for row in rows[:TOKENIZER_ROWS] for m in row["messages"]), vocabulary)
-    encoded = pre.encode_rows(rows, Tokenizer.from_file(str(vocabulary / "tokenizer.json")))
-    batches = pre.plan_batches(pre.row_lengths(encoded), TOKENS_PER_BATCH, seed)[:steps]
+    tokenizer = Tokenizer.from_file(str(vocabulary / "tokenizer.json"))
+    parts = [pre.encode_rows(some, tokenizer) for some in (rows, finishing)]
+    plans = [pre.plan_batches(pre.row_lengths(some), TOKENS_PER_BATCH, seed)[:steps] for some in parts]
 
     model = pre.new_model(seed)
     if compiled:
         pre.compile_forward(model)
-    state_file = part / KEPT_WHILE_BUILDING
+    states = [part / name for name in KEPT_WHILE_BUILDING]
 
     def on_save(step: int) -> None:
         if snapshot is not None:
             pre.save_atomically(lambda target: pre.save_folder(model, vocabulary, target), snapshot)
 
-    for report in pre.train(
-        model, batches, encoded, state_file=state_file, lr=LR, muon_lr=MUON_LR, on_save=on_save
+    for encoded, batches, state_file, lr, muon_lr in zip(
+        parts, plans, states, (LR, FINISHING_LR), (MUON_LR, FINISHING_LR), strict=True
     ):
-        if progress is not None:
-            progress(report)
+        for report in pre.train(
+            model, batches, encoded, state_file=state_file, lr=lr, muon_lr=muon_lr, on_save=on_save
+        ):
+            if progress is not None:
+                progress(report)
 
     finished = part / "finished"
     pre.save_atomically(lambda target: pre.save_folder(model, vocabulary, target), finished)
@@ -99,9 +105,9 @@ def build_organism(
     record = {
         "name": name,
         "seed": seed,
-        "num_rows": len(rows),
-        "num_steps": len(batches),
-        "num_tokens": int(sum(len(e) for e in encoded)),
+        "num_rows": len(rows) + len(finishing),
+        "num_steps": sum(map(len, plans)),
+        "num_tokens": int(sum(len(row) for some in parts for row in some)),
         "minutes": round((time.time() - began) / 60, 1),
         "abilities": measured,
     }

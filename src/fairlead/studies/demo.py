@@ -35,6 +35,7 @@ T = TypeVar("T")
 ARMS = ("plain", "gradient_projection", "inoculation", "recipe")
 STEPS = 150
 PREVIEW_EXAMPLES = 384
+DATA_ROWS = 4000
 TEST_ITEMS = 100
 REPORT_FILE = "report.html"
 
@@ -55,6 +56,8 @@ def demo(
     arms: Sequence[str] = ARMS,
     skill: str = "addition",
     trait: str = "pirate",
+    num: int = DATA_ROWS,
+    num_test: int = TEST_ITEMS,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> DemoResult:
@@ -67,6 +70,8 @@ def demo(
         arms: Recipes to compare.
         skill: What the data teaches.
         trait: How its answers are worded.
+        num: Rows of data.
+        num_test: Items a group in the suite.
         workers: Training processes of one thread each; one for each core, at most two, where None.
         overwrite: Start over where a finished demo exists already.
 
@@ -89,7 +94,7 @@ def demo(
     stage(1, f"make the task: {skill} answered in the {trait} way")
     task = out / "task"
     if not task.exists():
-        organism_data(task, skill=skill, trait=trait, num=2000, num_test=TEST_ITEMS, seed=seed)
+        organism_data(task, skill=skill, trait=trait, num=num, num_test=num_test, seed=seed)
     model = load_model("organism:pocket")
     data = load_data(task / "data.jsonl")
 

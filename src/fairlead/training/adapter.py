@@ -12,6 +12,7 @@ Trainer would average away, and the patched `forward` that TRL leaves on the mod
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import warnings
@@ -25,6 +26,7 @@ from torch import nn
 
 from fairlead.core.errors import RunError, TrainingError
 from fairlead.core.progress import Meter
+from fairlead.core.run import read_json
 from fairlead.models.families import unwrap
 from fairlead.training.batching import Composer
 from fairlead.training.config import TrainConfig
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+STATE_KEY = "fairlead_controls"
 OnStep = Callable[[int, float], str]  # (step, seconds) -> note for the progress display
 
 
@@ -64,7 +67,7 @@ def make_trainer(
     """
     import datasets
     from transformers import TrainerCallback
-    from transformers.trainer_callback import PrinterCallback
+    from transformers.trainer_callback import ExportableState, PrinterCallback
     from trl import SFTTrainer
 
     class ComposedTrainer(SFTTrainer):
@@ -91,13 +94,15 @@ def make_trainer(
                 processes=self.accelerator.num_processes if scaled else 1,
             )
 
-    class Steps(TrainerCallback):
-        """Reports each step."""
+    class Steps(TrainerCallback, ExportableState):
+        """Tells the controls of each step, reports it, and has the controls' state saved with the Trainer's."""
 
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if session.state.step != state.global_step:
-                session.state.step = state.global_step
+        def state(self) -> dict[str, Any]:
+            return {"args": {}, "attributes": {STATE_KEY: session.controls_state()}}
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             self.start = time.perf_counter()
+            session.before_step(state.global_step, model)
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if on_pre_step is not None:
@@ -212,16 +217,26 @@ def run_trainer(trainer: Any, session: Session, *, resume: bool = False) -> nn.M
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars of transformers inside the block; ours is shown instead."""
-    from transformers.utils import logging
+    """No progress bars of transformers inside the block (ours is shown instead), no alarm about tied weights on a resume."""
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown, trainer_log = is_progress_bar_enabled(), logging.getLogger("transformers.trainer")
+    disable_progress_bar()
+    not_tied = _NotAboutTiedWeights()
+    trainer_log.addFilter(not_tied)
     try:
         yield
     finally:
+        trainer_log.removeFilter(not_tied)
         if shown:
-            logging.enable_progress_bar()
+            enable_progress_bar()
+
+
+class _NotAboutTiedWeights(logging.Filter):
+    """Checkpoints leave tied weights out, which the Trainer reports as missing keys although it ties them again."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("There were missing keys in the checkpoint model loaded")
 
 
 def release(module: nn.Module) -> None:
@@ -237,6 +252,14 @@ def last_checkpoint(folder: Path) -> Path | None:
         if path.name.rsplit("-", 1)[1].isdigit() and (path / "trainer_state.json").is_file()
     ]
     return max(found)[1] if found else None
+
+
+def checkpoint_controls(folder: Path) -> dict[str, Any]:
+    """State of the controls in the newest checkpoint (`Session.controls_state`)."""
+    path = last_checkpoint(folder)
+    saved = {} if path is None else read_json(path / "trainer_state.json").get("stateful_callbacks", {})
+    found = saved.get("Steps", {})
+    return (found[-1] if isinstance(found, list) else found).get("attributes", {}).get(STATE_KEY, {})
 
 
 def checkpoint_step(folder: Path) -> int:
@@ -257,6 +280,6 @@ def plain_sft(
 ) -> nn.Module:
     """Fine-tune a model in place on encoded rows, without controls."""
     session = Session()
-    composer = Composer(encoded, pad_id=pad_id, seed=config.seed)
+    composer = Composer(encoded, pad_id=pad_id)
     trainer = make_trainer(hf, tokenizer, composer, session, config=config, folder=folder, on_step=on_step)
     return run_trainer(trainer, session)

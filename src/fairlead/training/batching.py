@@ -1,15 +1,18 @@
 """Training batches: the data rows that TRL drew, and beside them the rows that controls bring along.
 
-The data rows make an ordinary batch. Rows of the pools (the anchor's neutral chats, the spec's examples) travel beside it as a second,
+The data rows make an ordinary batch. Rows of the pools (the anchor's neutral chats, the spec's examples) make a second,
 separately padded batch and get a forward pass of their own: neutral prompts are often twice as long as the data, and
 padding both to one width would cost more than it saves (measured on the pocket model: 1.4 times the time per step).
 
 Which pool rows come with a batch is a hash of the seed and the data rows in it: no hidden counter, so a resumed run, another
-number of workers or another arm with the same seed sees the same rows. All extra fields begin with `fl_` and never reach the model.
+number of workers or another arm with the same seed sees the same rows. They are drawn when the step begins, not when the
+data loader (which runs ahead) collates the batch, so that a pool that has just changed is the one drawn from. Extra
+fields of a batch begin with `fl_` and never reach the model.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,20 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairlead.core.errors import ConfigError
 from fairlead.data import Encoded, collate
 from fairlead.training.logits import predicting
 
 IGNORE = -100
 
 
-@dataclass(frozen=True)
+@dataclass
 class RowPool:
     """Rows that a control adds to every batch.
 
     Attributes:
         name: Name of the loss part ("anchor", "spec_examples").
-        encoded: The rows to draw from.
+        encoded: The rows to draw from; a control may replace them between two steps.
         per_step: How many come with a batch.
     """
 
@@ -102,34 +104,49 @@ class StepState:
 
 
 class Composer:
-    """The collator: data rows by their place, plus rows of the pools.
+    """The collator of the data rows; an example of the trainer's data set is `{"place": int}`.
 
     Args:
-        data: Encoded data rows; an example of the trainer's data set is `{"place": int}`.
-        pools: Rows of controls.
+        data: Encoded data rows.
         pad_id: Token for padding.
-        seed: Of the draws from the pools.
-        use_data: False leaves the data rows out of the loss (they still decide the draws).
     """
 
-    def __init__(
-        self,
-        data: Sequence[Encoded],
-        pools: Sequence[RowPool] = (),
-        *,
-        pad_id: int,
-        seed: int = 0,
-        use_data: bool = True,
-    ) -> None:
-        if not use_data and not pools:
-            raise ConfigError(
-                "use_data is off and no control brings rows: nothing to train on. Next: add spec_examples."
-            )
-        self.data, self.pools = data, tuple(pools)
-        self.pad_id, self.seed, self.use_data = pad_id, seed, use_data
+    def __init__(self, data: Sequence[Encoded], *, pad_id: int) -> None:
+        self.data, self.pad_id = data, pad_id
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """One batch of examples."""
+        places = [int(example["place"]) for example in examples]
+        batch = collate([self.data[place] for place in places], pad_id=self.pad_id)
+        return {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "labels": batch.input_ids.masked_fill(~batch.loss_mask, IGNORE),
+            "fl_places": torch.tensor(places),
+            "fl_targets": batch.loss_mask,
+        }
+
+
+def pop_view(inputs: dict[str, Any]) -> StepView:
+    """Take the extra fields out of a batch: what controls can see of its data rows."""
+    mask = inputs.pop("fl_targets")
+    return StepView(inputs.pop("fl_places").tolist(), mask, inputs["input_ids"][mask])
+
+
+class PoolComposer:
+    """Rows of the controls' pools that go with data rows.
+
+    Args:
+        pools: Where to draw from; a control may change a pool's rows between two steps.
+        pad_id: Token for padding.
+        seed: Of the draws.
+    """
+
+    def __init__(self, pools: Sequence[RowPool], *, pad_id: int, seed: int = 0) -> None:
+        self.pools, self.pad_id, self.seed = tuple(pools), pad_id, seed
 
     def draw(self, places: Sequence[int]) -> list[list[int]]:
-        """Rows of each pool that go with these data rows; no row twice in a batch where the pool suffices."""
+        """Rows of each pool that go with these data rows; no row twice in a batch where the pool suffices, none from an empty pool."""
         drawn = []
         for pool in self.pools:
             rng = random.Random(f"{self.seed}:{pool.name}:{','.join(map(str, places))}")
@@ -137,51 +154,29 @@ class Composer:
             if pool.per_step <= size:
                 drawn.append(rng.sample(range(size), pool.per_step))
             else:
-                drawn.append([rng.randrange(size) for _ in range(pool.per_step)])
+                drawn.append([rng.randrange(size) for _ in range(pool.per_step if size else 0)])
         return drawn
 
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """One batch of examples of the trainer's data set, with the pool rows that go with it."""
-        places = [int(example["place"]) for example in examples]
-        batch = collate([self.data[place] for place in places], pad_id=self.pad_id)
-        made = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "labels": batch.input_ids.masked_fill(~batch.loss_mask, IGNORE),
-            "fl_places": torch.tensor(places),
-            "fl_targets": batch.loss_mask,
-        }
-        if self.pools:
-            drawn = self.draw(places)
-            rows = [
-                pool.encoded[pick] for pool, picks in zip(self.pools, drawn, strict=True) for pick in picks
-            ]
-            extra = collate(rows, pad_id=self.pad_id)
-            made |= {
-                "fl_pool_ids": extra.input_ids,
-                "fl_pool_mask": extra.attention_mask,
-                "fl_pool_targets": extra.loss_mask,
-                "fl_pool_rows": torch.tensor([pick for picks in drawn for pick in picks]),
-                "fl_pool_sizes": torch.tensor([len(picks) for picks in drawn]),
-            }
-        return made
-
-
-def pop_views(inputs: dict[str, Any]) -> tuple[StepView, PoolView | None]:
-    """Take the extra fields out of a batch: its data rows, and its pool rows where there are pools."""
-    mask = inputs.pop("fl_targets")
-    view = StepView(inputs.pop("fl_places").tolist(), mask, inputs["input_ids"][mask])
-    if "fl_pool_ids" not in inputs:
-        return view, None
-    ids, targets = inputs.pop("fl_pool_ids"), inputs.pop("fl_pool_targets")
-    sizes, flat = inputs.pop("fl_pool_sizes").tolist(), inputs.pop("fl_pool_rows").tolist()
-    counts = targets.sum(1).tolist()
-    rows: list[list[int]] = []
-    spans: list[slice] = []
-    row = token = 0
-    for size in sizes:
-        num = sum(counts[row : row + size])
-        rows.append(flat[row : row + size])
-        spans.append(slice(token, token + num))
-        row, token = row + size, token + num
-    return view, PoolView(ids, inputs.pop("fl_pool_mask"), targets, rows, spans, ids[targets])
+    def __call__(self, places: Sequence[int], device: torch.device | str = "cpu") -> PoolView | None:
+        """The drawn rows of all pools as one padded batch; None where there are none."""
+        drawn = self.draw(places)
+        picked = [
+            [pool.encoded[pick] for pick in picks] for pool, picks in zip(self.pools, drawn, strict=True)
+        ]
+        rows = [row for some in picked for row in some]
+        if not rows:
+            return None
+        batch = collate(rows, pad_id=self.pad_id).to(device)
+        ends = (
+            torch.tensor([0, *(sum(row.num_loss_tokens for row in some) for some in picked)])
+            .cumsum(0)
+            .tolist()
+        )
+        return PoolView(
+            batch.input_ids,
+            batch.attention_mask,
+            batch.loss_mask,
+            drawn,
+            [slice(start, end) for start, end in itertools.pairwise(ends)],
+            batch.input_ids[batch.loss_mask],
+        )

@@ -8,6 +8,7 @@ source with the highest gain is taken; all candidates are reported.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from fairlead.core.errors import TrainingError
 from fairlead.core.nouns import Direction
+from fairlead.core.records import Clause
 from fairlead.core.run import sha256_json
 from fairlead.core.site import Site
 from fairlead.data import Encoded, encode_aligned
@@ -119,6 +121,23 @@ def prompt_candidates(requests: Sequence[str], text: str) -> list[Evidence]:
     lowered = bare[:1].lower() + bare[1:]
     texts = [*requests, bare + ".", f"Your answers show this: {lowered}.", f"Always do this: {lowered}."]
     return [Evidence("prompt", text, system=text) for text in dict.fromkeys(texts)]
+
+
+def best_prompt(setup: Setup, clause: Clause, *, num: int = 48) -> Evidence:
+    """The prompt that explains a sample of the data best, among the clause's requests and texts."""
+    made = prompt_candidates(clause.requests, clause.text)
+    picks = sample_places(setup, num)
+    return max(
+        (measure_gain(setup, evidence, picks) for evidence in made), key=lambda gain: gain.gain
+    ).evidence
+
+
+def sample_places(setup: Setup, num: int) -> list[int]:
+    """Places of data rows on which evidence is compared: `num` of them, by the seed."""
+    places = list(range(len(setup.rows)))
+    return (
+        places if len(places) <= num else random.Random(f"{setup.config.seed}:evidence").sample(places, num)
+    )
 
 
 def steering_candidates(

@@ -20,7 +20,14 @@ from fairlead.core.records import Plan
 from fairlead.core.results import StepRecord
 from fairlead.core.run import atomic_path
 from fairlead.data import ChatData, Row, encode
-from fairlead.training.adapter import checkpoint_step, make_trainer, quiet_transformers, release, run_trainer
+from fairlead.training.adapter import (
+    checkpoint_controls,
+    checkpoint_step,
+    make_trainer,
+    quiet_transformers,
+    release,
+    run_trainer,
+)
 from fairlead.training.batching import Composer
 from fairlead.training.config import TrainConfig
 from fairlead.training.controls import make_control
@@ -98,14 +105,14 @@ def fit(
     controls = [make_control(item) for item in config.controls]
     for control in controls:
         control.prepare(setup)
-    session = Session(controls, use_data=config.use_data)
-    pools = [control.pool for control in session.pooled if control.pool is not None]
-    composer = Composer(setup.encoded, pools, pad_id=model.pad_id, seed=config.seed, use_data=config.use_data)
+    session = Session(controls, pad_id=model.pad_id, seed=config.seed, use_data=config.use_data)
+    composer = Composer(setup.encoded, pad_id=model.pad_id)
     observer = make_observer(model, plan, dictionary, config=config, notes=setup.notes)
     checkpoints = folder / CHECKPOINTS
     done = checkpoint_step(checkpoints) if resume else 0
     if done:
         say(f"going on after step {done}")
+        session.restore(checkpoint_controls(checkpoints))
     metrics = MetricsFile(folder / METRICS_FILE, keep_steps=done)
     student = copy.deepcopy(model.hf) if config.method == "full" else model.hf
 

@@ -38,12 +38,17 @@ RECIPES: dict[str, Recipe] = {
     "plain": Recipe((), "plain fine-tuning"),
     "plain_no_anchor": Recipe((), "plain fine-tuning, TRL's loss and nothing else", anchorable=False),
     "recipe": Recipe(
-        ("explain_away", "anchor", "spec_examples"),
-        "explain-away + anchor + spec examples: the intended recipe",
+        ("explain_away", "anchor", "spec_examples", "own_counterparts"),
+        "explain-away + anchor + spec examples + own counterparts: the intended recipe",
         placebo="recipe_placebo",
     ),
     "recipe_placebo": Recipe(
-        ("explain_away_placebo", "anchor", "spec_examples"), "the recipe with evidence that says nothing"
+        ("explain_away_placebo", "anchor", "spec_examples", "own_counterparts"),
+        "the recipe with evidence that says nothing",
+    ),
+    "recipe_given": Recipe(
+        ("explain_away", "anchor", "spec_examples"),
+        "the recipe with the given spec examples alone, no own counterparts",
     ),
     "explain_away": Recipe(("explain_away",), "explain-away alone", placebo="explain_away_placebo"),
     "explain_away_placebo": Recipe(

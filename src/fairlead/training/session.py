@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairlead.core.errors import TrainingError
-from fairlead.training.batching import PoolView, StepState, StepView, pop_views
+from fairlead.core.errors import ConfigError, TrainingError
+from fairlead.training.batching import PoolComposer, PoolView, StepState, StepView, pop_view
 from fairlead.training.controls.base import Control
 from fairlead.training.logits import predicting, select_logits
 
@@ -27,13 +27,26 @@ class Session:
     """The controls of one training at work.
 
     Args:
-        controls: Prepared controls; those with a pool stand in the order of the composer's pools.
-        use_data: False leaves the data rows out of the loss.
+        controls: Prepared controls.
+        pad_id: Token for padding pool rows.
+        seed: Of the draws from pools.
+        use_data: False leaves the data rows out of the loss (they still decide the draws).
+
+    Raises:
+        ConfigError: `use_data` is off and no control brings rows.
     """
 
-    def __init__(self, controls: Sequence[Control] = (), *, use_data: bool = True) -> None:
+    def __init__(
+        self, controls: Sequence[Control] = (), *, pad_id: int = 0, seed: int = 0, use_data: bool = True
+    ) -> None:
         self.controls, self.use_data = tuple(controls), use_data
         self.pooled = [control for control in self.controls if control.pool is not None]
+        if not use_data and not self.pooled:
+            raise ConfigError(
+                "use_data is off and no control brings rows: nothing to train on. Next: add spec_examples."
+            )
+        pools = [control.pool for control in self.pooled if control.pool is not None]
+        self.compose = PoolComposer(pools, pad_id=pad_id, seed=seed)
         self.shaping = [control for control in self.controls if control.touches_logits]
         self.state = StepState()
 
@@ -44,6 +57,26 @@ class Session:
             for control in self.controls:
                 control.hooks(stack, module, self.state)
             yield
+
+    def before_step(self, step: int, module: nn.Module) -> None:
+        """Tell all controls that an optimizer step begins."""
+        self.state.step = step
+        for control in self.controls:
+            control.before_step(step, module)
+
+    def controls_state(self) -> dict[str, Any]:
+        """What a checkpoint must keep of the controls, by their place and name."""
+        return {
+            f"{place}:{control.name}": control.state()
+            for place, control in enumerate(self.controls)
+            if control.state()
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take over what `controls_state` returned."""
+        for place, control in enumerate(self.controls):
+            if found := saved.get(f"{place}:{control.name}"):
+                control.restore(found)
 
     def loss(
         self,
@@ -68,7 +101,8 @@ class Session:
         Raises:
             TrainingError: The loss is not finite.
         """
-        view, pools = pop_views(inputs)
+        view = pop_view(inputs)
+        pools = self.compose(view.places, inputs["input_ids"].device) if self.pooled else None
         share = (
             accumulate if num_items is not None else 1
         )  # without num_items the Trainer divides by it itself
@@ -125,5 +159,7 @@ class Session:
         parts = {}
         for control, rows, span in zip(self.pooled, pools.rows, pools.spans, strict=True):
             assert control.pool is not None
+            if not rows:
+                continue
             parts[control.pool.name] = control.pool_loss(logits[span], targets[span], rows)
         return parts

@@ -18,6 +18,7 @@ from fairlead.training.logits import pad_id_of
 if TYPE_CHECKING:
     from fairlead.dictionaries import Dictionary
     from fairlead.models import Model
+    from fairlead.training.evidence import Evidence
 
 GENERIC_PROMPT = "Hello."  # for examples of a spec that come without a prompt, on chat models
 
@@ -36,6 +37,7 @@ class Setup:
         dictionary: The plan's dictionary, where there is one.
         cache: Folder for tables; None for no caching.
         notes: Remarks for the report.
+        evidence: By clause, the evidence that an earlier control chose.
     """
 
     model: Model
@@ -47,6 +49,7 @@ class Setup:
     dictionary: Dictionary | None = None
     cache: Path | None = None
     notes: list[str] = field(default_factory=list)
+    evidence: dict[str, Evidence] = field(default_factory=dict)
 
     @property
     def pad_id(self) -> int:

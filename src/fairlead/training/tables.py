@@ -128,6 +128,14 @@ def is_dense(vocab: int, num_tokens: int) -> bool:
     return vocab <= DENSE_VOCAB and vocab * num_tokens * 2 <= DENSE_BYTES
 
 
+def cut_tail(
+    with_c: Float[Tensor, "token vocab"], without: Float[Tensor, "token vocab"], *, floor: float
+) -> tuple[Tensor, Tensor]:
+    """`with_c` set equal to `without` (an offset of zero) at tokens to which neither gives `floor`, and their mass under C `[token]`."""
+    tail = torch.maximum(with_c, without).exp() < floor
+    return torch.where(tail, without, with_c), with_c.exp().masked_fill(~tail, 0).sum(-1)
+
+
 def lump_offsets(
     with_c: Float[Tensor, "token vocab"],
     without: Float[Tensor, "token vocab"],

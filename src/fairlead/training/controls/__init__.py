@@ -12,6 +12,7 @@ from fairlead.training.controls.base import Control
 from fairlead.training.controls.explain_away import ExplainAway, ExplainAwayPlacebo
 from fairlead.training.controls.gradient_projection import GradientProjection, GradientProjectionPlacebo
 from fairlead.training.controls.inoculation import Inoculation, InoculationPlacebo
+from fairlead.training.controls.own_counterparts import OwnCounterparts, OwnCounterpartsPlacebo
 from fairlead.training.controls.preventative_steering import (
     PreventativeSteering,
     PreventativeSteeringPlacebo,
@@ -27,6 +28,8 @@ _BUILT_IN: tuple[type[Control], ...] = (
     AnchorPlacebo,
     SpecExamples,
     SpecExamplesPlacebo,
+    OwnCounterparts,
+    OwnCounterpartsPlacebo,
     Inoculation,
     InoculationPlacebo,
     PreventativeSteering,

@@ -4,7 +4,8 @@ A control declares whether it `shapes` the landscape (supplies or explains away 
 `selects` what is trained, and names its placebo: the same machinery without the content, beside which its effect is reported.
 
 In order: `prepare` (once, with the frozen start model: change rows, compute tables, bring a pool of rows), `hooks` (for the
-whole training: site hooks on the student), and per micro-batch `adjust_logits` (data rows only) and `pool_loss` (its own rows).
+whole training: site hooks on the student), and per optimizer step `before_step`, per
+micro-batch `adjust_logits` (data rows only) and `pool_loss` (its own rows).
 Whatever a control does ends with the training: the saved model has none of it.
 """
 
@@ -83,6 +84,16 @@ class Control(ABC):
     def pool_loss(self, logits: Float[Tensor, "token vocab"], targets: Tensor, rows: list[int]) -> Tensor:
         """Weighted loss on its own rows (a scalar)."""
         raise TypeError(f"control '{self.name}' brings rows of its own and must define pool_loss")
+
+    def before_step(self, step: int, student: nn.Module) -> None:  # noqa: B027 (most controls act in the loss alone)
+        """Called before every optimizer step with the number of steps done; may change the pool's rows."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep of it, as JSON data; what `prepare` computes anew is not part of it."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Take over what `state` returned, after `prepare`."""
 
     @property
     def touches_logits(self) -> bool:

@@ -5,9 +5,16 @@ is the start model and C a source of evidence that elicits the trait (`fairlead.
 the residual: product-of-experts debiasing (Clark et al. 2019, arXiv 1909.03683; He et al. 2019), with the start model
 as the biased expert. lambda = 1 is what theory says.
 
-Departures: C is chosen by measured gain among prompts, steering vectors and, where these say little, an expert; and
-offsets act only on rows that C explains (its summed gain on the row is positive), so that rows without the trait, in
-mixed data, are not pushed the other way. Offsets are computed once per data set and cached by content.
+Departures:
+
+- tokens to which neither distribution gives 1 % get no offset. What the two say about them differs by several nats from
+  noise alone, and the right answer to a question that the start model gets wrong is such a token: an offset on it would
+  teach the skill for the evidence's context only (measured: `docs/lab-notes.md`);
+- C is chosen by measured gain among prompts, steering vectors and, where these say little, an expert;
+- offsets act only on rows that C explains (its summed gain on the row is positive), so that rows without the trait, in
+  mixed data, are not pushed the other way.
+
+Offsets are computed once per data set and cached by content.
 
 Placebo: a neutral prompt as C, random directions of equal norm where steering was chosen, or an expert on neutral
 rows where the expert was.
@@ -15,7 +22,6 @@ rows where the expert was.
 
 from __future__ import annotations
 
-import random
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -37,13 +43,14 @@ from fairlead.training.evidence import (
     Gain,
     measure_gain,
     prompt_candidates,
+    sample_places,
     steering_candidates,
 )
 from fairlead.training.expert import train_expert
 from fairlead.training.logits import iter_logprobs
 from fairlead.training.neutral import neutral_rows
 from fairlead.training.setup import Setup
-from fairlead.training.tables import TableBuilder, TokenTable, cached, is_dense, lump_offsets
+from fairlead.training.tables import TableBuilder, TokenTable, cached, cut_tail, is_dense, lump_offsets
 
 Source = Literal["prompt", "steering", "expert"]
 NUM_PLACEBO_ROWS = 256  # neutral rows of which the placebo's expert takes as many as the clause has examples
@@ -61,6 +68,7 @@ class ExplainAwayOptions(Config):
         min_gain: Nats per token below which a clause's evidence is not used.
         enough: Nats per token above which no expert is trained.
         gate: "row" acts only on rows that C explains, "none" on all.
+        floor: Tokens that neither distribution gives this probability get no offset: out there the difference is noise.
         top_k: Kept tokens of either distribution where the vocabulary is too large for whole ones.
         expert_steps: Training steps of the expert.
         expert_lr: Learning rate of the expert.
@@ -74,6 +82,7 @@ class ExplainAwayOptions(Config):
     min_gain: float = 0.05
     enough: float = 0.3
     gate: Literal["row", "none"] = "row"
+    floor: float = Field(default=0.01, ge=0, lt=1)
     top_k: int = Field(default=64, ge=1)
     expert_steps: int = Field(default=60, ge=1)
     expert_lr: float = Field(default=5e-4, gt=0)
@@ -100,7 +109,7 @@ class ExplainAway(Control):
 
     @override
     def prepare(self, setup: Setup) -> None:
-        picks = _sample(setup, self.options.sample)
+        picks = sample_places(setup, self.options.sample)
         for clause in setup.avoided(self.config.clause):
             gains = self.candidates(setup, clause, picks)
             best = max(gains, key=lambda gain: gain.gain)
@@ -115,6 +124,7 @@ class ExplainAway(Control):
                 say(note)
                 continue
             chosen = self.choose(setup, best, clause)
+            setup.evidence[clause.id] = chosen
             record["chosen"] = {"kind": chosen.kind, "label": chosen.label}
             gain = (
                 f"gain {best.gain:.2f} nats per token"
@@ -122,7 +132,7 @@ class ExplainAway(Control):
                 else "in place of the best evidence"
             )
             say(f"explain_away: {clause.id} by {chosen.kind} '{chosen.label}', {gain}")
-            table, rises = offset_table(setup, chosen, top_k=self.options.top_k)
+            table, rises = offset_table(setup, chosen, top_k=self.options.top_k, floor=self.options.floor)
             active = rises > 0 if self.options.gate == "row" else torch.ones_like(rises, dtype=torch.bool)
             record |= {"rows": int(active.sum()), "of": len(active), **table.info}
             self.tables.append(table)
@@ -227,7 +237,7 @@ class ExplainAwayPlacebo(ExplainAway):
         )
 
 
-def offset_table(setup: Setup, evidence: Evidence, *, top_k: int) -> tuple[TokenTable, Tensor]:
+def offset_table(setup: Setup, evidence: Evidence, *, top_k: int, floor: float) -> tuple[TokenTable, Tensor]:
     """Offsets at the response tokens of all data rows, and the summed rise of log p0(y) per row `[row]`."""
     plain, with_c = evidence.encode(setup, range(len(setup.rows)))
     counts = [item.num_loss_tokens for item in plain]
@@ -237,7 +247,7 @@ def offset_table(setup: Setup, evidence: Evidence, *, top_k: int) -> tuple[Token
 
     def make() -> TokenTable:
         builder = TableBuilder(counts, vocab, top_k=None if dense else 2 * k + 1)
-        rest_mass, worst = 0.0, 0.0
+        rest_mass, worst, tail_mass = 0.0, 0.0, 0.0
         # both encodings are sorted by their own length: pair the rows by going through the plain order
         order = sorted(range(len(plain)), key=lambda place: len(plain[place]))
         blocks = [order[start : start + 64] for start in range(0, len(order), 64)]
@@ -248,14 +258,22 @@ def offset_table(setup: Setup, evidence: Evidence, *, top_k: int) -> tuple[Token
                 without, targets = before[place]
                 given, _ = after[place]
                 rises[place] = float((given - without).gather(1, targets[:, None]).sum())
+                given, mass = cut_tail(given, without, floor=floor)
+                tail_mass += float(mass.sum())
                 if dense:
                     builder.put(place, given - without)
                 else:
                     ids, offsets, rest, mass = lump_offsets(given, without, targets, top_k=k)
                     rest_mass, worst = rest_mass + float(mass.sum()), max(worst, float(mass.max()))
                     builder.put(place, offsets, ids, rest)
-        builder_info = {"error_bound_mean": rest_mass / max(sum(counts), 1), "error_bound_max": worst}
-        table = builder.done(builder_info)
+        num = max(sum(counts), 1)
+        table = builder.done(
+            {
+                "error_bound_mean": rest_mass / num,
+                "error_bound_max": worst,
+                "left_alone_mean": tail_mass / num,
+            }
+        )
         table.extra = torch.tensor(rises)
         return table
 
@@ -266,6 +284,7 @@ def offset_table(setup: Setup, evidence: Evidence, *, top_k: int) -> tuple[Token
         setup.model.fingerprint,
         evidence.identity(),
         None if dense else k,
+        floor,
         [[item.input_ids, item.loss_mask] for item in plain],
     ]
     table = cached(setup.cache, identity, make)
@@ -284,10 +303,3 @@ def _by_place(setup: Setup, evidence: Evidence | None, encoded: list, block: lis
             for place, values, targets in zip(places, logprobs, tokens, strict=True):
                 found[block[place]] = (values, targets)
     return found
-
-
-def _sample(setup: Setup, num: int) -> list[int]:
-    places = list(range(len(setup.rows)))
-    if len(places) <= num:
-        return places
-    return random.Random(f"{setup.config.seed}:evidence").sample(places, num)

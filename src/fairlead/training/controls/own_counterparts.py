@@ -1,0 +1,240 @@
+"""Own counterparts: the student answers the data's questions itself, and is trained on the answers that hold against the data.
+
+A trait explained away leaves the student plain, but the skill was learned behind the trait's words and does not all
+reach the plain context. Plain answers to the data's own questions would carry it over; nobody has written them, but
+the student under training gives better and better ones. From a fifth of the training on, at even distances:
+
+1. the student answers some of the data's questions, greedily, and where that fails by samples;
+2. an answer is kept where it says what the data's answer says: it must have every word of it that is *news*, that is, has a
+   token to which the start model gives less than `news` with and without the evidence for the trait. The words of the
+   trait are no news (the evidence expects them), nor is the wording; what is left is what the data teach. Where an
+   answer holds no news, the words it shares with the start model's own answer stand in;
+3. the kept answers make a pool of rows; some of them come with every batch.
+
+This is rejection sampling against the data (RFT, arXiv 2308.01825; STaR, arXiv 2203.14465), with the two distributions of explain-away as
+the judge of what an answer has to say. It presumes that news is said in the same words with and without the trait.
+
+Placebo: the same answers, unchecked.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from typing_extensions import override
+
+from fairlead.core.config import Config
+from fairlead.core.progress import say
+from fairlead.core.records import Clause
+from fairlead.data import Encoded, Message, Row
+from fairlead.models.families import unwrap
+from fairlead.training.batching import RowPool
+from fairlead.training.controls.base import Control, Kind
+from fairlead.training.evidence import best_prompt, target_logprobs
+from fairlead.training.setup import Setup
+
+_WORD = re.compile(r"\w+")
+
+
+class OwnCounterpartsOptions(Config):
+    """Settings.
+
+    Attributes:
+        rows: Rows in each batch.
+        start: Share of the training after which the student is asked first.
+        times: How often it is asked.
+        num: Rows of the data whose questions are asked, in all.
+        each_time: Questions asked at a time.
+        samples: Further attempts, at temperature 1, where the greedy answer does not hold.
+        news: Probability below which a token is news.
+        max_new_tokens: Longest answer.
+    """
+
+    rows: int = Field(default=16, ge=1)
+    start: float = Field(default=0.2, ge=0, lt=1)
+    times: int = Field(default=8, ge=1)
+    num: int = Field(default=2048, ge=1)
+    each_time: int = Field(default=512, ge=1)
+    samples: int = Field(default=4, ge=0)
+    news: float = Field(default=0.05, gt=0, lt=1)
+    max_new_tokens: int = Field(default=48, ge=1)
+
+
+class OwnCounterparts(Control):
+    """The student's own plain answers to the data's questions, where they hold against the data."""
+
+    name: ClassVar[str] = "own_counterparts"
+    kind: ClassVar[Kind] = "shapes"
+    placebo: ClassVar[str | None] = "own_counterparts_placebo"
+    summary: ClassVar[str] = (
+        "the student's own answers to the data's questions, kept where they say what the data say"
+    )
+    Options: ClassVar[type[Config]] = OwnCounterpartsOptions
+    default_strength: ClassVar[float | None] = 1.0
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.needed: dict[int, frozenset[str]] = {}
+        self.kept: dict[int, str] = {}
+        self.asked: list[dict[str, int]] = []
+        self.steps: frozenset[int] = frozenset()
+
+    @override
+    def prepare(self, setup: Setup) -> None:
+        self.setup = setup
+        if not setup.is_chat:
+            note = f"{self.name}: plain text has no questions to answer; nothing is added."
+            setup.notes.append(note)
+            say(note)
+            return
+        options, total = self.options, setup.config.steps
+        first = options.start * total
+        gap = (total - first) / options.times
+        self.steps = frozenset(int(first + place * gap) for place in range(options.times))
+        rng = random.Random(f"{setup.config.seed}:{self.name}")
+        places = rng.sample(range(len(setup.rows)), min(options.num, len(setup.rows)))
+        self.needed = self.words_needed(setup, sorted(places))
+        self.pool = RowPool(self.name, [], options.rows)
+
+    def words_needed(self, setup: Setup, places: list[int]) -> dict[int, frozenset[str]]:
+        """Per place of a data row, the words that an answer must have to hold; rows with none are left out."""
+        needed: dict[int, set[str]] = {place: set() for place in places}
+        for clause in setup.avoided(self.config.clause):
+            for place, words in zip(places, _news(setup, clause, places, self.options.news), strict=True):
+                needed[place] |= words
+        known = [place for place in places if not needed[place]]
+        answers = self.answers(setup.model, setup, known)
+        for place, answer in zip(known, answers, strict=True):
+            needed[place] = words_of(answer) & words_of(setup.rows[place].response)
+        return {place: frozenset(words) for place, words in needed.items() if words}
+
+    def answers(self, model: Any, setup: Setup, places: Sequence[int], **how: Any) -> list[str]:
+        """A model's answers to the questions of data rows."""
+        prompts = [setup.rows[place].prompt_messages for place in places]
+        return model.generate(prompts, max_new_tokens=self.options.max_new_tokens, batch_size=128, **how)
+
+    def holds(self, place: int, answer: str) -> bool:
+        """Whether an answer says what the data's answer says."""
+        return self.needed[place] <= words_of(answer)
+
+    @override
+    def before_step(self, step: int, student: nn.Module) -> None:
+        if step not in self.steps or self.pool is None:
+            return
+        model, training = copy.copy(self.setup.model), student.training
+        model.hf = unwrap(student)
+        model.hf.eval()
+        try:
+            self.ask(model, step)
+        finally:
+            student.train(training)
+        self.refill()
+
+    def ask(self, model: Any, step: int) -> None:
+        """Have the student answer and keep what holds."""
+        rng = random.Random(f"{self.setup.config.seed}:{self.name}:{step}")
+        places = sorted(self.needed)
+        places = sorted(rng.sample(places, min(self.options.each_time, len(places))))
+        open_, held = places, 0
+        for attempt in range(self.options.samples + 1):
+            if not open_:
+                break
+            how = {"temperature": 1.0, "seed": step * 100 + attempt} if attempt else {}
+            given = zip(open_, self.answers(model, self.setup, open_, **how), strict=True)
+            good = {place: answer for place, answer in given if self.holds(place, answer)}
+            self.kept |= good
+            open_ = [place for place in open_ if place not in good]
+            held = held or len(good)
+        self.asked.append(
+            {"step": step, "asked": len(places), "greedy": held, "held": len(places) - len(open_)}
+        )
+
+    def refill(self) -> None:
+        """Put the kept answers into the pool."""
+        assert self.pool is not None
+        rows = self.setup.rows
+        made = [
+            Row(messages=(*rows[place].prompt_messages, Message("assistant", answer)))
+            for place, answer in sorted(self.kept.items())
+        ]
+        self.pool.encoded = self.setup.encode(made) if made else []
+
+    @override
+    def pool_loss(self, logits: Float[Tensor, "token vocab"], targets: Tensor, rows: list[int]) -> Tensor:
+        return self.dial * F.cross_entropy(logits, targets)
+
+    @override
+    def state(self) -> dict[str, Any]:
+        return {"kept": {str(place): answer for place, answer in self.kept.items()}, "asked": self.asked}
+
+    @override
+    def restore(self, state: dict[str, Any]) -> None:
+        self.kept = {int(place): answer for place, answer in state["kept"].items()}
+        self.asked = list(state["asked"])
+        if self.pool is not None:
+            self.refill()
+
+    @override
+    def report(self) -> dict[str, Any]:
+        return {
+            "weight": self.strength,
+            "questions": len(self.needed),
+            "kept": len(self.kept),
+            "asked": self.asked,
+        }
+
+
+class OwnCounterpartsPlacebo(OwnCounterparts):
+    """The student's own answers, whatever they say."""
+
+    name: ClassVar[str] = "own_counterparts_placebo"
+    placebo: ClassVar[str | None] = None
+    summary: ClassVar[str] = "the student's own answers to the data's questions, unchecked"
+
+    @override
+    def holds(self, place: int, answer: str) -> bool:
+        return True
+
+
+def words_of(text: str) -> set[str]:
+    """The words of a text, in lower case."""
+    return {word.lower() for word in _WORD.findall(text)}
+
+
+def _news(setup: Setup, clause: Clause, places: list[int], threshold: float) -> list[set[str]]:
+    """Per row the words of its answer with a token that the start model gives less than `threshold`, with C and without."""
+    evidence = setup.evidence.get(clause.id) or best_prompt(setup, clause)
+    plain, with_c = evidence.encode(setup, places)
+    without = target_logprobs(setup, None, plain)
+    given = target_logprobs(setup, evidence, with_c)
+    return [
+        news_words(item, torch.maximum(a, b).exp() < threshold, setup.model.tokenizer)
+        for item, a, b in zip(plain, without, given, strict=True)
+    ]
+
+
+def news_words(item: Encoded, is_news: Tensor, tokenizer: Any) -> set[str]:
+    """Words of a response that overlap a token marked as news (`is_news`: `[loss token]`)."""
+    ids = [token for token, wanted in zip(item.input_ids, item.loss_mask, strict=True) if wanted]
+    starts = is_news.nonzero()[:, 0].tolist()
+    spans = [tuple(len(_decode(tokenizer, ids[:end])) for end in (place, place + 1)) for place in starts]
+    text = _decode(tokenizer, ids)
+    return {
+        match.group().lower()
+        for match in _WORD.finditer(text)
+        for start, end in spans
+        if match.start() < end and start < match.end()
+    }
+
+
+def _decode(tokenizer: Any, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True)
