@@ -276,7 +276,7 @@ def test_every_placebo_is_registered_and_runs_the_same_machinery():
 
 
 def test_parts_of_the_loss_are_recorded(micro, tmp_path):
-    arm = resolve("recipe")
+    arm = resolve("recipe_given")
     config = STEPS.model_copy(update={"controls": arm.controls, "steps": 2})
     result = fit(
         micro.model, micro.data, micro.plan, config=config, folder=tmp_path, neutral=micro.neutral.rows
