@@ -34,7 +34,7 @@ def test_arms_and_seeds_make_one_table(micro, tmp_path):
     )  # fmt: skip
     assert [(a.arm, a.seed) for a in found.arms] == [("plain", 0), ("recipe", 0), ("plain", 1), ("recipe", 1)]
     assert found.arms[0].controls == ("anchor",), "every arm gets the same anchor"
-    assert set(found.arms[1].controls) == {"explain_away", "anchor", "spec_examples"}
+    assert set(found.arms[1].controls) == {"explain_away", "anchor", "spec_examples", "own_counterparts"}
     assert "skill.s" in found.base.measures and len(found.values("plain", "skill.s")) == 2
     table = (tmp_path / "c" / "comparison.md").read_text()
     assert table.count("\n| ") == 4 and "| recipe |" in table and "(start model)" in table
