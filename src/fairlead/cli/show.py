@@ -45,7 +45,8 @@ def show_menu(console: Console, menu: Menu, *, top: int = 15) -> None:
     console.print(table)
     console.print(
         f"{len(menu.lines)} concepts at {menu.site}, {menu.num_examples} examples, {menu.num_tokens} answer tokens, "
-        f"loss {menu.loss:.3f} nats a token; {menu.remainder:.0%} of the gradient is outside the dictionary.",
+        f"loss {menu.loss:.3f} nats a token; {menu.remainder:.0%} of the gradient is outside the dictionary"
+        + (f" ({menu.remainder_chance:.0%} by chance)." if menu.remainder_chance is not None else "."),
         markup=False,
     )
     _notes(console, menu.notes)

@@ -90,6 +90,7 @@ class Menu(Record):
     num_tokens: int  # loss tokens seen
     loss: float  # mean loss per token, nats
     remainder: float  # share of the squared gradient outside the dictionary's span, 0 to 1
+    remainder_chance: float | None = None  # what a random subspace of the same dimensions would leave outside
     lines: tuple[MenuLine, ...]  # best first
     baseline: tuple[TokenLine, ...] = ()
     reference: str = ""  # which reference was used

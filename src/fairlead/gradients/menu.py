@@ -165,7 +165,6 @@ def build_menu(
                 top_examples=examples,
             )
         )
-    chance = f"A random subspace as large as the latents active at each token would leave {uptake.chance_remainder:.0%} outside."
     return Menu(
         model=model,
         model_fingerprint=model_fingerprint,
@@ -178,8 +177,9 @@ def build_menu(
         num_tokens=uptake.num_tokens,
         loss=uptake.loss,
         remainder=min(1.0, max(0.0, uptake.remainder)),
+        remainder_chance=uptake.chance_remainder,
         lines=tuple(lines),
         baseline=tuple(baseline),
         reference=reference_name if reference is not None else "",
-        notes=(*notes, chance),
+        notes=tuple(notes),
     )

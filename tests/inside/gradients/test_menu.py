@@ -97,7 +97,7 @@ def test_menu_numbers(data, usual):
     assert line.reference == pytest.approx(0.1) and line.interval[0] < 0.9 < line.interval[1]
     assert line.stability == 1.0 and line.num_examples == 3 and line.fires == 0.5
     assert menu.remainder == pytest.approx(0.75) and menu.loss == pytest.approx(2.0)
-    assert "88%" in menu.notes[1], "the chance level stands beside the remainder"
+    assert menu.remainder_chance == pytest.approx(0.875) and menu.notes == ("a note",)
 
 
 def test_sign_stability_counts_both_halves(data):
