@@ -73,7 +73,6 @@ def train(
 
     model = load_model(model) if isinstance(model, str | Path) else model
     data = load_data(data) if isinstance(data, str | Path) else data
-    neutral_rows = as_neutral(neutral)
     arm = resolve(controls, anchor=anchor)
     config = TrainConfig.make(
         settings,
@@ -85,18 +84,54 @@ def train(
         controls=arm.controls,
         use_data=arm.use_data,
     )
+    return train_config(
+        model,
+        data,
+        plan,
+        out=out,
+        config=config,
+        arm=arm.name,
+        neutral=neutral,
+        dictionary=dictionary,
+        cache=cache,
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+
+def train_config(
+    model: Model,
+    data: ChatData,
+    plan: Plan | None,
+    *,
+    out: str | Path,
+    config: TrainConfig,
+    arm: str,
+    neutral: ChatData | Sequence[Row] | str | Path | None = None,
+    dictionary: Dictionary | str | Path | None = None,
+    cache: str | Path | None = None,
+    resume: bool = True,
+    overwrite: bool = False,
+) -> TrainedRun:
+    """`train` from settings that are resolved already (a replay's); `arm` is the name it goes by."""
+    neutral_rows = as_neutral(neutral)
+    neutral_hash = sha256_json([row.as_record() for row in neutral_rows]) if neutral_rows else ""
+    sources = {
+        "data": {"path": data.source, "sha256": data.sha256},
+        "neutral": {"path": _source_of(neutral), "sha256": neutral_hash},
+    }
     found = find_dictionary(plan, dictionary) if config.observe or _needs_dictionary(config) else None
     fingerprint = model.fingerprint
     inputs = {
         "model": fingerprint,
         "data": data.sha256,
         "plan": sha256_json(plan.model_dump(mode="json")) if plan is not None else "",
-        "neutral": sha256_json([row.as_record() for row in neutral_rows]) if neutral_rows else "",
+        "neutral": neutral_hash,
         "dictionary": found.sha256 if found is not None else "",
     }
-    about = {"arm": arm.name, "model": model.name, "data": data.source, **config.model_dump(mode="json")}
+    about = {"arm": arm, "model": model.name, "data": data.source, **config.model_dump(mode="json")}
     with Run.start(
-        out, study="train", config=about, inputs=inputs, seed=seed, resume=resume, overwrite=overwrite
+        out, study="train", config=about, inputs=inputs, seed=config.seed, resume=resume, overwrite=overwrite
     ) as run:
         result = fit(
             model,
@@ -113,19 +148,26 @@ def train(
             folder=run.final,
             base=model.name,
             base_fingerprint=fingerprint,
-            arm=arm.name,
+            arm=arm,
             method=config.method,
             controls=result.controls,
             plan=plan,
             notes=result.notes,
             seconds=result.seconds,
             config=config.model_dump(mode="json"),
+            sources=sources,
         )
         run.write_json(TRAINING_FILE, trained.record())
         if plan is not None:
             run.write_json(PLAN_FILE, plan)
         run.finish({"loss": result.steps[-1].loss if result.steps else None, "steps": len(result.steps)})
     return load_run(run.final)
+
+
+def _source_of(neutral: Any) -> str:
+    if isinstance(neutral, ChatData):
+        return neutral.source
+    return str(neutral) if isinstance(neutral, str | Path) else ""
 
 
 def as_neutral(neutral: ChatData | Sequence[Row] | str | Path | None) -> list[Row]:

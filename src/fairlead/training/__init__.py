@@ -1,8 +1,9 @@
 """Training through TRL's SFTTrainer with controls, observation and cached evidence."""
 
 from fairlead.training.batching import Composer, RowPool, StepState, StepView
-from fairlead.training.config import ControlConfig, TrainConfig
+from fairlead.training.config import ControlConfig, DialMove, TrainConfig
 from fairlead.training.controls import Control, control_class, control_names, make_control
+from fairlead.training.dials import Dials, dial_names, read_moves, request_move
 from fairlead.training.fit import FitResult, fit
 from fairlead.training.observe import PressureObserver, read_metrics
 from fairlead.training.recipes import RECIPES, Arm, Recipe, recipe_names, resolve
@@ -14,6 +15,8 @@ __all__ = [
     "Composer",
     "Control",
     "ControlConfig",
+    "DialMove",
+    "Dials",
     "FitResult",
     "PressureObserver",
     "Recipe",
@@ -24,10 +27,13 @@ __all__ = [
     "TrainedRun",
     "control_class",
     "control_names",
+    "dial_names",
     "fit",
     "load_run",
     "make_control",
     "read_metrics",
+    "read_moves",
     "recipe_names",
+    "request_move",
     "resolve",
 ]

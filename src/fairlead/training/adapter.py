@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 STATE_KEY = "fairlead_controls"
+OnBegin = Callable[[int], frozenset[str]]  # steps done -> "save", "stop"
 OnStep = Callable[[int, float], str]  # (step, seconds) -> note for the progress display
 
 
@@ -50,6 +51,7 @@ def make_trainer(
     *,
     config: TrainConfig,
     folder: Path,
+    on_begin: OnBegin | None = None,
     on_pre_step: Callable[[int], None] | None = None,
     on_step: OnStep | None = None,
 ) -> SFTTrainer:
@@ -62,6 +64,7 @@ def make_trainer(
         session: Computes the loss.
         config: Settings.
         folder: For checkpoints.
+        on_begin: Called before each optimizer step with the number of steps done; what it returns ("save", "stop") is done after it.
         on_pre_step: Called after the backward pass and before the optimizer step, with the number of steps done.
         on_step: Called after each optimizer step.
     """
@@ -101,6 +104,9 @@ def make_trainer(
             return {"args": {}, "attributes": {STATE_KEY: session.controls_state()}}
 
         def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            todo = on_begin(state.global_step) if on_begin is not None else frozenset()
+            control.should_save = control.should_save or "save" in todo
+            control.should_training_stop = control.should_training_stop or "stop" in todo
             self.start = time.perf_counter()
             session.before_step(state.global_step, model)
 

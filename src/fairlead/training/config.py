@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -23,6 +23,20 @@ class ControlConfig(Config):
     clause: str | None = None
     strength: float | None = Field(default=None, ge=0)
     options: dict[str, Any] = Field(default_factory=dict)
+
+
+class DialMove(Config):
+    """One turn of a dial during a training.
+
+    Attributes:
+        step: Optimizer steps done when it takes effect (0: before the first).
+        name: A control of the run, or "training".
+        value: The control's new strength, "off" (0) or "on" (its strength at the start); for the training "pause", "go", "save" or "stop".
+    """
+
+    step: int = Field(ge=0)
+    name: str
+    value: Annotated[float, Field(ge=0)] | Literal["off", "on", "pause", "go", "save", "stop"]
 
 
 class TrainConfig(Config):
@@ -50,6 +64,7 @@ class TrainConfig(Config):
         observe: Record the pressure on avoided concepts.
         observe_every: Steps between two observations.
         gradient_checkpointing: Trade time for memory.
+        moves: Turns of dials to make at their steps (a replay's; those made while it runs are recorded beside).
     """
 
     steps: int = Field(default=200, ge=1)
@@ -73,3 +88,4 @@ class TrainConfig(Config):
     observe: bool = True
     observe_every: int = Field(default=1, ge=1)
     gradient_checkpointing: bool = False
+    moves: tuple[DialMove, ...] = ()

@@ -29,8 +29,9 @@ from fairlead.training.adapter import (
     run_trainer,
 )
 from fairlead.training.batching import Composer
-from fairlead.training.config import TrainConfig
+from fairlead.training.config import DialMove, TrainConfig
 from fairlead.training.controls import make_control
+from fairlead.training.dials import Dials, read_moves
 from fairlead.training.observe import MetricsFile, PressureObserver, read_metrics
 from fairlead.training.session import Session
 from fairlead.training.setup import Setup
@@ -52,12 +53,14 @@ class FitResult:
     Attributes:
         steps: One record per step.
         controls: Per control its name, kind, placebo and report.
+        moves: Turns of dials while it ran.
         notes: Remarks.
         seconds: Of the training loop.
     """
 
     steps: tuple[StepRecord, ...]
     controls: tuple[dict[str, Any], ...]
+    moves: tuple[DialMove, ...]
     notes: tuple[str, ...]
     seconds: float
 
@@ -113,6 +116,7 @@ def fit(
     if done:
         say(f"going on after step {done}")
         session.restore(checkpoint_controls(checkpoints))
+    dials = Dials(folder, controls, planned=config.moves, done=done)
     metrics = MetricsFile(folder / METRICS_FILE, keep_steps=done)
     student = copy.deepcopy(model.hf) if config.method == "full" else model.hf
 
@@ -143,6 +147,7 @@ def fit(
                 session,
                 config=config,
                 folder=checkpoints,
+                on_begin=dials.turn,
                 on_pre_step=on_pre_step,
                 on_step=on_step,
             )
@@ -159,8 +164,12 @@ def fit(
     shutil.rmtree(checkpoints, ignore_errors=True)
     if cache is None:
         shutil.rmtree(folder / "cache", ignore_errors=True)
+    steps = tuple(read_metrics(folder / METRICS_FILE))
+    if len(steps) < config.steps:
+        setup.notes.append(f"stopped by hand after step {len(steps)} of {config.steps}.")
     return FitResult(
-        steps=tuple(read_metrics(folder / METRICS_FILE)),
+        steps=steps,
+        moves=tuple(read_moves(folder)),
         controls=tuple(
             {"name": c.name, "kind": c.kind, "placebo": c.placebo, "strength": c.strength, **c.report()}
             for c in controls

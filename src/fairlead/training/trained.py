@@ -10,6 +10,8 @@ from fairlead.core.errors import RunError
 from fairlead.core.records import Plan
 from fairlead.core.results import StepRecord
 from fairlead.core.run import read_json, read_run
+from fairlead.training.config import DialMove
+from fairlead.training.dials import read_moves
 from fairlead.training.fit import ADAPTER_FOLDER, METRICS_FILE, MODEL_FOLDER
 from fairlead.training.observe import read_metrics
 
@@ -34,6 +36,8 @@ class TrainedRun:
         plan: The plan; None where there was none.
         notes: Remarks.
         seconds: Of the training loop.
+        config: Its `TrainConfig` as JSON data.
+        sources: Where data and neutral rows came from, with their hashes ("data", "neutral").
     """
 
     folder: Path
@@ -46,6 +50,7 @@ class TrainedRun:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     config: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def model_folder(self) -> Path:
@@ -56,6 +61,11 @@ class TrainedRun:
     def steps(self) -> tuple[StepRecord, ...]:
         """The recorded steps."""
         return tuple(read_metrics(self.folder / METRICS_FILE))
+
+    @property
+    def moves(self) -> tuple[DialMove, ...]:
+        """Turns of dials while it ran."""
+        return tuple(read_moves(self.folder))
 
     def load_model(self, *, device: str = "auto") -> Model:
         """The trained model (a LoRA adapter is merged into its base).
@@ -99,6 +109,7 @@ class TrainedRun:
             "notes": list(self.notes),
             "seconds": self.seconds,
             "config": self.config,
+            "sources": self.sources,
         }
 
 
@@ -127,4 +138,5 @@ def load_run(folder: str | Path) -> TrainedRun:
         notes=tuple(values["notes"]),
         seconds=values["seconds"],
         config=values["config"],
+        sources=values.get("sources", {}),
     )

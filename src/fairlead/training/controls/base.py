@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fairlead.core.config import Config
+from fairlead.core.errors import ConfigError
 from fairlead.core.progress import say
 from fairlead.training.config import ControlConfig
 
@@ -65,9 +66,24 @@ class Control(ABC):
 
     @property
     def dial(self) -> float:
-        """The strength of a control that has one."""
+        """The strength of a control that has one; read it at every step, it may be turned while the training runs."""
         assert self.strength is not None
         return self.strength
+
+    def turn(self, value: float | str) -> None:
+        """Turn the dial: a strength, "off" (0) or "on" (as at the start).
+
+        Raises:
+            ConfigError: The control has no dial, or the value is none of these.
+        """
+        if self.default_strength is None:
+            raise ConfigError(
+                f"{self.name} has no dial: it acts before the training begins. Next: start another run."
+            )
+        start = self.default_strength if self.config.strength is None else self.config.strength
+        if isinstance(value, str) and value not in ("on", "off"):
+            raise ConfigError(f"{self.name} takes a strength, 'on' or 'off', not '{value}'.")
+        self.strength = {"on": start, "off": 0.0}[value] if isinstance(value, str) else float(value)
 
     def prepare(self, setup: Setup) -> None:  # noqa: B027 (a control need not prepare)
         """Look at model, rows and spec; change `setup.encoded`, set `self.pool`, compute tables."""

@@ -60,10 +60,9 @@ class PreventativeSteering(Control):
     @override
     def hooks(self, stack: ExitStack, module: nn.Module, state: StepState) -> None:
         for site, direction in self.vectors.items():
-            scaled = direction.vector * self.dial
 
-            def add(hidden: Tensor, scaled: Tensor = scaled) -> Tensor | None:
-                return hidden + scaled.to(hidden) if is_data_forward(hidden, state) else None
+            def add(hidden: Tensor, vector: Tensor = direction.vector) -> Tensor | None:
+                return hidden + (self.dial * vector).to(hidden) if is_data_forward(hidden, state) else None
 
             stack.enter_context(site_hook(module, site, add, when="grad"))
 
