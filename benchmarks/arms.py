@@ -11,9 +11,10 @@ together), `table.md` and `report.html` into OUT.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.summary import comparison_rows, write_figure, write_table
+from benchmarks.summary import cell, comparison_rows, write_figure, write_table
 from fairlead.core.records import Menu, Plan
 from fairlead.core.results import Comparison
 from fairlead.core.run import read_json, write_json
@@ -53,41 +54,70 @@ TITLES = {
 }
 
 
-def publish(whole: Comparison, name: str, *, skill: str, trait: str, command: str) -> None:
-    """Store the table of the README."""
+def publish(
+    found: Sequence[Comparison], whole: Comparison, name: str, *, skill: str, trait: str, command: str
+) -> None:
+    """Store the table of the README; `found` are the seeds, `whole` all of them together."""
     columns = (
         (f"skill.{skill}", f"{skill}, right in any style"),
         (f"skill.{skill}.plain", f"{skill}, right and plain"),
         (f"skill.{skill}.heldout.plain", "held-out pairs, right and plain"),
+        ("kept", "of plain's gain, plainly"),
         (f"leak.{trait}.domain", f"{trait} on {skill}"),
         (f"leak.{trait}.neutral", f"{trait} on other questions"),
         (f"request.{trait}", f"{trait} on request"),
-        ("loss.neutral", "loss on neutral text"),
+        ("neutral", "loss on neutral text"),
     )
     seeds = [len([arm for arm in whole.arms if arm.arm == name]) for name in whole.arm_names()]
     write_figure(name, whole, titles={})
+    rows = comparison_rows(whole, [key for key, _ in columns], titles=TITLES, bold="recipe")
+    for row, arm in zip(rows[1:], whole.arm_names(), strict=True):
+        values = {"kept": gain_kept(found, arm, skill), "neutral": neutral_rise(found, arm)}
+        row["values"] |= values
+        row["cells"] |= {key: cell(each, percent=True) for key, each in values.items()}
     write_table(
         name,
         title=f"{skill} answered in the {trait} way",
         model="pocket (2.9M parameters, trained from scratch on a synthetic world)",
         command=command,
         columns=columns,
-        rows=sorted(
-            comparison_rows(whole, [key for key, _ in columns], titles=TITLES, bold="recipe"),
-            key=lambda row: ["start model", *TITLES.values()].index(row["title"]),
-        ),
+        rows=sorted(rows, key=lambda row: ["start model", *TITLES.values()].index(row["title"])),
         notes=[
             f"Mean and 95 % t interval over {max(seeds)} seeds; every seed has its own data, spec, dictionary and order."
             + (" Arms without an interval ran with one seed." if min(seeds) == 1 else ""),
+            "Of plain's gain, plainly: (right and plain - start model) / (plain fine-tuning, right in any style - start model), "
+            "seed by seed. Loss on neutral text: against the start model's.",
             "All arms have the same anchor (KL to the start model on neutral prompts).",
         ],
     )
 
 
-def gather(out: Path, *, data: str, command: str) -> Comparison:
-    """All finished seeds in OUT as one comparison; the start model's measures are means over their suites."""
+def gain_kept(found: Sequence[Comparison], arm: str, skill: str) -> list[float]:
+    """Per seed, the share of plain fine-tuning's gain (in any style) that an arm has in plain answers."""
+    shares = []
+    for one in found:
+        start, (most,) = one.base.measures[f"skill.{skill}"].value, one.values("plain", f"skill.{skill}")
+        shares += [(value - start) / (most - start) for value in one.values(arm, f"skill.{skill}.plain")]
+    return shares
+
+
+def neutral_rise(found: Sequence[Comparison], arm: str) -> list[float]:
+    """Per seed, the rise of the loss on neutral text as a share of the start model's."""
+    return [
+        value / one.base.measures["loss.neutral"].value - 1
+        for one in found
+        for value in one.values(arm, "loss.neutral")
+    ]
+
+
+def read_seeds(out: Path) -> list[Comparison]:
+    """The comparisons of all finished seeds in OUT."""
     files = sorted(out.glob("seed*/compare/comparison.json"))
-    found = [Comparison.model_validate(read_json(file)) for file in files]
+    return [Comparison.model_validate(read_json(file)) for file in files]
+
+
+def gather(found: Sequence[Comparison], *, data: str, command: str) -> Comparison:
+    """All seeds as one comparison; the start model's measures are means over their suites."""
     measures = {}
     for name in found[0].base.measures:
         each = [one.base.measures[name] for one in found if name in one.base.measures]
@@ -129,7 +159,8 @@ def main() -> None:
             workers=args.workers,
         )
     command = f"python -m benchmarks.arms --skill {args.skill} --trait {args.trait} --steps {args.steps}"
-    whole = gather(args.out, data=f"{args.skill} answered in the {args.trait} way", command=command)
+    found = read_seeds(args.out)
+    whole = gather(found, data=f"{args.skill} answered in the {args.trait} way", command=command)
     write_json(args.out / "comparison.json", whole.model_dump(mode="json"))
     (args.out / "table.md").write_text(comparison_table(whole), "utf-8")
     first = args.out / f"seed{args.seeds[0]}"
@@ -142,7 +173,7 @@ def main() -> None:
         command=command,
     )
     if args.publish:
-        publish(whole, args.publish, skill=args.skill, trait=args.trait, command=command)
+        publish(found, whole, args.publish, skill=args.skill, trait=args.trait, command=command)
     print((args.out / "table.md").read_text("utf-8"))
     print(args.out)
 

@@ -13,11 +13,14 @@ from fairlead.core.stats import t_interval
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
 
-def cell(values: Sequence[float], *, digits: int = 2) -> str:
+def cell(values: Sequence[float], *, digits: int = 2, percent: bool = False) -> str:
     """Mean with the 95 % t interval over seeds (shares stay within 0 and 1)."""
     if not values:
         return ""
-    found = t_interval(values)
+    found = t_interval([100 * value for value in values] if percent else values)
+    if percent:
+        half = f" ± {found.high - found.value:.0f}" if len(values) > 1 else ""
+        return f"{found.value:.0f}{half} %"
     if len(values) == 1:
         return f"{found.value:.{digits}f}"
     half = found.high - found.value
