@@ -11,6 +11,7 @@ together), `table.md` and `report.html` into OUT.
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,6 +76,8 @@ def publish(
         values = {"kept": gain_kept(found, arm, skill), "neutral": neutral_rise(found, arm)}
         row["values"] |= values
         row["cells"] |= {key: cell(each, percent=True) for key, each in values.items()}
+        if statistics.mean(values["kept"]) < 0:
+            row["cells"]["kept"] = "none"
     write_table(
         name,
         title=f"{skill} answered in the {trait} way",

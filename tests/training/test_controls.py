@@ -21,7 +21,9 @@ from fairlead.training import ControlConfig, TrainConfig, control_names, fit, ma
 from fairlead.training.batching import Composer, PoolComposer, StepState, pop_view
 from fairlead.training.controls import control_class
 from fairlead.training.controls.base import Control
-from fairlead.training.controls.gradient_projection import orthonormal, without_span
+from fairlead.training.controls.concept_ablation import toward_origin
+from fairlead.training.controls.gradient_projection import without_span
+from fairlead.training.directions import orthonormal
 from fairlead.training.fit import prepare
 from fairlead.training.logits import predicting, select_logits
 from fairlead.training.session import Session
@@ -284,6 +286,66 @@ def test_parts_of_the_loss_are_recorded(micro, tmp_path):
     assert set(result.steps[0].parts) == {"data", "anchor", "spec_examples"}
     assert abs(sum(result.steps[0].parts.values()) - result.steps[0].loss) < 1e-5
     assert [c["name"] for c in result.controls] == ["explain_away", "anchor", "spec_examples"]
+
+
+def test_ablation_sets_the_component_to_its_origin_on_data_rows_alone(micro):
+    control, setup = prepared(micro, "concept_ablation", layers=0)
+    ((site, basis),) = control.bases.items()
+    student, state = copy.deepcopy(micro.model.hf), StepState()
+    batch = one_batch(setup)
+    view = pop_view(batch)
+    batch.pop("labels")
+    with ExitStack() as stack:
+        taps = stack.enter_context(watch(student, [site]))
+        plain = student(**batch).logits.detach()
+        before = taps[str(site)].value.detach()
+    with ExitStack() as stack:
+        control.hooks(stack, student, state)
+        assert torch.equal(student(**batch).logits, plain), "outside a training step nothing is ablated"
+        state.view = view
+        with torch.no_grad():
+            assert torch.equal(student(**batch).logits, plain), "without gradients nothing is ablated"
+        ablated = student(**batch).logits
+        assert not torch.allclose(ablated, plain, atol=1e-3)
+        control.turn("off")
+        assert torch.allclose(student(**batch).logits, plain, atol=1e-5)
+    moved = toward_origin(before, basis, control.origins[site])
+    wanted = control.origins[site] @ basis.T
+    assert torch.allclose(moved @ basis.T, wanted.expand(*moved.shape[:2], -1), atol=1e-4)
+    rest = (moved - before) - ((moved - before) @ basis.T) @ basis
+    assert float(rest.abs().max()) < 1e-4, "only the component in the span may move"
+    zero, _ = prepared(micro, "concept_ablation", layers=0, origin="zero")
+    assert float(zero.origins[site].abs().max()) == 0.0
+    fake, _ = prepared(micro, "concept_ablation_placebo", layers=0)
+    assert fake.bases[site].shape == basis.shape and float((fake.bases[site] @ basis.T).abs().max()) < 0.9
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_freezing_trains_the_chosen_layers_and_nothing_else(micro, tmp_path, method):
+    control = {"name": "freezing", "options": {"layers": [1]}}
+    model = trained(micro, tmp_path, method, [control], steps=3) if method == "full" else None
+    if model is None:
+        arm = resolve([control])
+        config = STEPS.model_copy(update={"controls": arm.controls, "steps": 3, "method": "lora"})
+        fit(micro.copy(), micro.data, micro.plan, config=config, folder=tmp_path / "lora")
+        from fairlead.models import load_model
+
+        model = load_model(micro.folder, adapter=tmp_path / "lora" / "adapter", device="cpu")
+    after = model.hf.state_dict()
+    changed = {
+        name for name, value in micro.model.hf.state_dict().items() if not torch.equal(value, after[name])
+    }
+    assert changed and all(".1." in name for name in changed), changed
+
+
+def test_freezing_names_layers_that_are_not_there_and_draws_as_many_for_its_placebo(micro):
+    with pytest.raises(ConfigError, match=r"layers \[7\] are not layers of .*0 to 1"):
+        prepared(micro, "freezing", layers=(7,))
+    real, _ = prepared(micro, "freezing", layers="first_half")
+    fake, _ = prepared(micro, "freezing_placebo", layers="first_half")
+    assert real.layers == {0} and len(fake.layers) == 1
+    with pytest.raises(ConfigError, match="no dial"):
+        real.turn(0.5)
 
 
 NEWS = 0.5  # the micro model guesses one in eight: everything it does not know is below this

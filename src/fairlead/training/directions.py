@@ -6,7 +6,7 @@ Counterparts are, in this order: the examples' own `instead`, the start model's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -96,6 +96,51 @@ def choose_sites(model: Model, layers: str | int) -> list[Site]:
     if layer is None or not -model.num_layers <= layer < model.num_layers:
         raise TrainingError(f"layer {layers} does not exist in {model.name} ({model.num_layers} layers).")
     return [Site("resid_post", layer % model.num_layers)]
+
+
+def trait_bases(
+    setup: Setup, clause: str | None, *, layers: str | int, source: str, choose: Callable[[Tensor], Tensor]
+) -> dict[Site, Float[Tensor, "rank d"]]:
+    """Orthonormal bases of the avoided clauses' directions, site by site.
+
+    Args:
+        setup: The training's setup.
+        clause: The clause, or None for all that are avoided.
+        layers: "all", "middle" or a layer's number (with directions from examples).
+        source: "examples" (difference of means) or "dictionary" (decoder rows of the avoided concepts, at its site).
+        choose: What to span in place of the real directions `[direction, d]` (a placebo's).
+
+    Raises:
+        TrainingError: There is nothing to take directions from.
+    """
+    vectors: dict[Site, list[Tensor]] = {}
+    if source == "dictionary":
+        if setup.dictionary is None or setup.plan is None:
+            raise TrainingError(
+                "directions from a dictionary need a plan that names one. Next: use source='examples'."
+            )
+        avoided = {decision.concept for decision in setup.plan.avoided()}
+        latents = [i for c in setup.plan.concepts if c.id in avoided for i in c.latents]
+        if not latents:
+            raise TrainingError("the plan avoids no concept. Next: use source='examples'.")
+        vectors[setup.dictionary.site] = list(setup.dictionary.decoder[latents].float())
+    else:
+        for avoided_clause in setup.avoided(clause):
+            found = clause_directions(setup, avoided_clause, choose_sites(setup.model, layers))
+            for site, direction in found.items():
+                vectors.setdefault(site, []).append(direction.vector)
+    return {site: orthonormal(choose(torch.stack(rows))) for site, rows in vectors.items()}
+
+
+def orthonormal(vectors: Tensor) -> Tensor:
+    """Orthonormal basis `[rank, d]` of the span of rows `[direction, d]`."""
+    _, values, basis = torch.linalg.svd(vectors.double(), full_matrices=False)
+    return basis[values > 1e-6 * values.max().clamp_min(1e-30)].float()
+
+
+def random_rows(vectors: Tensor, seed: int) -> Tensor:
+    """Random directions in place of rows `[direction, d]`: the placebo of a projection."""
+    return torch.randn(vectors.shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _counterparts(setup: Setup, clause: Clause, shown: list[Row]) -> tuple[list[Row], str]:

@@ -80,6 +80,18 @@ RECIPES: dict[str, Recipe] = {
     "gradient_projection_placebo": Recipe(
         ("gradient_projection_placebo",), "gradient projection off random directions (blocks)"
     ),
+    "concept_ablation": Recipe(
+        ("concept_ablation",),
+        "the trait's directions ablated in training (CAFT; blocks)",
+        placebo="concept_ablation_placebo",
+    ),
+    "concept_ablation_placebo": Recipe(
+        ("concept_ablation_placebo",), "random directions ablated in training (blocks)"
+    ),
+    "freezing": Recipe(
+        ("freezing",), "only the last half of the layers is trained (selects)", placebo="freezing_placebo"
+    ),
+    "freezing_placebo": Recipe(("freezing_placebo",), "as many layers drawn at random are trained (selects)"),
     "anchor": Recipe(("anchor",), "plain fine-tuning + anchor"),
     "anchor_placebo": Recipe(
         ("anchor_placebo",), "plain fine-tuning + anchor on random tokens", anchorable=False

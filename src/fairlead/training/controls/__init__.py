@@ -9,7 +9,9 @@ from fairlead.core.errors import ConfigError
 from fairlead.training.config import ControlConfig
 from fairlead.training.controls.anchor import Anchor, AnchorPlacebo
 from fairlead.training.controls.base import Control
+from fairlead.training.controls.concept_ablation import ConceptAblation, ConceptAblationPlacebo
 from fairlead.training.controls.explain_away import ExplainAway, ExplainAwayPlacebo
+from fairlead.training.controls.freezing import Freezing, FreezingPlacebo
 from fairlead.training.controls.gradient_projection import GradientProjection, GradientProjectionPlacebo
 from fairlead.training.controls.inoculation import Inoculation, InoculationPlacebo
 from fairlead.training.controls.own_counterparts import OwnCounterparts, OwnCounterpartsPlacebo
@@ -36,6 +38,10 @@ _BUILT_IN: tuple[type[Control], ...] = (
     PreventativeSteeringPlacebo,
     GradientProjection,
     GradientProjectionPlacebo,
+    ConceptAblation,
+    ConceptAblationPlacebo,
+    Freezing,
+    FreezingPlacebo,
 )
 
 

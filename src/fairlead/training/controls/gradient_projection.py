@@ -10,17 +10,15 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from fairlead.core.config import Config
-from fairlead.core.errors import TrainingError
 from fairlead.core.site import Site
 from fairlead.models import site_hook
 from fairlead.training.batching import StepState
 from fairlead.training.controls.base import Control, Kind, is_data_forward
-from fairlead.training.directions import choose_sites, clause_directions
+from fairlead.training.directions import random_rows, trait_bases
 from fairlead.training.setup import Setup
 
 
@@ -50,25 +48,14 @@ class GradientProjection(Control):
 
     @override
     def prepare(self, setup: Setup) -> None:
-        vectors: dict[Site, list[Tensor]] = {}
-        if self.options.source == "dictionary":
-            if setup.dictionary is None or setup.plan is None:
-                raise TrainingError(
-                    "gradient_projection from a dictionary needs a plan that names one. Next: use source='examples'."
-                )
-            avoided = {decision.concept for decision in setup.plan.avoided()}
-            latents = [i for c in setup.plan.concepts if c.id in avoided for i in c.latents]
-            if not latents:
-                raise TrainingError("the plan avoids no concept. Next: use source='examples'.")
-            vectors[setup.dictionary.site] = list(setup.dictionary.decoder[latents].float())
-        else:
-            sites = choose_sites(setup.model, self.options.layers)
-            for clause in setup.avoided(self.config.clause):
-                for site, direction in clause_directions(setup, clause, sites).items():
-                    vectors.setdefault(site, []).append(direction.vector)
-        self.bases = {
-            site: orthonormal(self.choose(setup, torch.stack(rows))) for site, rows in vectors.items()
-        }
+        options = self.options
+        self.bases = trait_bases(
+            setup,
+            self.config.clause,
+            layers=options.layers,
+            source=options.source,
+            choose=lambda rows: self.choose(setup, rows),
+        )
 
     def choose(self, setup: Setup, vectors: Tensor) -> Tensor:
         """The directions `[direction, d]` to remove, given the real ones."""
@@ -101,14 +88,7 @@ class GradientProjectionPlacebo(GradientProjection):
 
     @override
     def choose(self, setup: Setup, vectors: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(setup.config.seed)
-        return torch.randn(vectors.shape, generator=generator)
-
-
-def orthonormal(vectors: Tensor) -> Tensor:
-    """Orthonormal basis `[rank, d]` of the span of rows `[direction, d]`."""
-    _, values, basis = torch.linalg.svd(vectors.double(), full_matrices=False)
-    return basis[values > 1e-6 * values.max().clamp_min(1e-30)].float()
+        return random_rows(vectors, setup.config.seed)
 
 
 def without_span(grad: Tensor, basis: Tensor, *, share: float = 1.0) -> Tensor:

@@ -1,0 +1,121 @@
+"""Concept ablation fine-tuning (CAFT, arXiv 2507.16795): the trait's directions are taken out of the activations in training.
+
+On data rows every chosen site's value loses its component in the span of the trait's directions, so that the student can neither use the
+trait there nor learn through it; generation has nothing removed. Zero is no neutral origin of a residual stream: by default the
+component is set to its mean over neutral rows instead ("mean"; "zero" is the paper's form). The placebo ablates as many random
+directions. Blocks; on the pocket model's kind of data it costs skill (DESIGN 5.2).
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from fairlead.core.config import Config
+from fairlead.core.site import Site
+from fairlead.models import site_hook
+from fairlead.training.batching import StepState
+from fairlead.training.controls.base import Control, Kind, is_data_forward
+from fairlead.training.directions import mean_activations, random_rows, trait_bases
+from fairlead.training.neutral import neutral_rows
+from fairlead.training.setup import Setup
+
+NUM_NEUTRAL_ROWS = 64
+
+
+class ConceptAblationOptions(Config):
+    """Settings.
+
+    Attributes:
+        layers: "all", "middle" or a layer's number (with directions from examples).
+        source: "examples" or "dictionary".
+        origin: What the component is set to: its "mean" over neutral rows, or "zero".
+    """
+
+    layers: Literal["all", "middle"] | int = "middle"
+    source: Literal["examples", "dictionary"] = "examples"
+    origin: Literal["mean", "zero"] = "mean"
+
+
+class ConceptAblation(Control):
+    """The trait's directions ablated in the training forward pass."""
+
+    name: ClassVar[str] = "concept_ablation"
+    kind: ClassVar[Kind] = "blocks"
+    placebo: ClassVar[str | None] = "concept_ablation_placebo"
+    summary: ClassVar[str] = "the trait's directions are ablated from the activations in training (CAFT)"
+    Options: ClassVar[type[Config]] = ConceptAblationOptions
+    default_strength: ClassVar[float | None] = 1.0
+
+    bases: dict[Site, Tensor]
+    origins: dict[Site, Tensor]
+
+    @override
+    def prepare(self, setup: Setup) -> None:
+        options = self.options
+        self.bases = trait_bases(
+            setup,
+            self.config.clause,
+            layers=options.layers,
+            source=options.source,
+            choose=lambda rows: self.choose(setup, rows),
+        )
+        self.origins = {site: torch.zeros(basis.shape[1]) for site, basis in self.bases.items()}
+        if options.origin == "mean":
+            rows = neutral_rows(
+                setup.model,
+                setup.neutral,
+                num=NUM_NEUTRAL_ROWS,
+                chat=setup.is_chat,
+                seed=setup.config.seed,
+                max_length=setup.max_length,
+                cache=setup.cache,
+            )
+            self.origins = mean_activations(setup.model, setup.encode(rows), list(self.bases))
+
+    def choose(self, setup: Setup, vectors: Tensor) -> Tensor:
+        """The directions `[direction, d]` to ablate, given the real ones."""
+        return vectors
+
+    @override
+    def hooks(self, stack: ExitStack, module: nn.Module, state: StepState) -> None:
+        for site, basis in self.bases.items():
+
+            def ablate(
+                hidden: Tensor, basis: Tensor = basis, origin: Tensor = self.origins[site]
+            ) -> Tensor | None:
+                if not is_data_forward(hidden, state):
+                    return None
+                return toward_origin(hidden, basis, origin, share=self.dial)
+
+            stack.enter_context(site_hook(module, site, ablate, when="grad"))
+
+    @override
+    def report(self) -> dict[str, Any]:
+        return {
+            "share": self.strength,
+            "origin": self.options.origin,
+            "directions": {str(site): len(basis) for site, basis in self.bases.items()},
+        }
+
+
+class ConceptAblationPlacebo(ConceptAblation):
+    """As many random directions."""
+
+    name: ClassVar[str] = "concept_ablation_placebo"
+    placebo: ClassVar[str | None] = None
+    summary: ClassVar[str] = "as many random directions are ablated from the activations in training"
+
+    @override
+    def choose(self, setup: Setup, vectors: Tensor) -> Tensor:
+        return random_rows(vectors, setup.config.seed)
+
+
+def toward_origin(hidden: Tensor, basis: Tensor, origin: Tensor, *, share: float = 1.0) -> Tensor:
+    """`hidden` `[..., d]` with (a share of) its component in the span of `basis` `[rank, d]` set to that of `origin` `[d]`."""
+    basis, origin = basis.to(hidden), origin.to(hidden)
+    return hidden - share * (((hidden - origin) @ basis.T) @ basis)
