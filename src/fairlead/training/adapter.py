@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-STATE_KEY = "fairlead_controls"
+STATE_FILE, STATE_KEY = "trainer_state.json", "fairlead_controls"
 OnBegin = Callable[[int], frozenset[str]]  # steps done -> "save", "stop"
 OnStep = Callable[[int, float], str]  # (step, seconds) -> note for the progress display
 
@@ -251,19 +251,29 @@ def release(module: nn.Module) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint in a folder; None where there is none."""
+    """The newest complete checkpoint in a folder; None where there is none.
+
+    The Trainer writes `trainer_state.json` last: where it is missing or cut short, the process was killed while saving.
+    """
     found = [
         (int(path.name.rsplit("-", 1)[1]), path)
         for path in folder.glob("checkpoint-*")
-        if path.name.rsplit("-", 1)[1].isdigit() and (path / "trainer_state.json").is_file()
+        if path.name.rsplit("-", 1)[1].isdigit()
     ]
-    return max(found)[1] if found else None
+    return next((path for _, path in sorted(found, reverse=True) if _is_whole(path)), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        return bool(read_json(checkpoint / STATE_FILE))
+    except RunError:
+        return False
 
 
 def checkpoint_controls(folder: Path) -> dict[str, Any]:
     """State of the controls in the newest checkpoint (`Session.controls_state`)."""
     path = last_checkpoint(folder)
-    saved = {} if path is None else read_json(path / "trainer_state.json").get("stateful_callbacks", {})
+    saved = {} if path is None else read_json(path / STATE_FILE).get("stateful_callbacks", {})
     found = saved.get("Steps", {})
     return (found[-1] if isinstance(found, list) else found).get("attributes", {}).get(STATE_KEY, {})
 

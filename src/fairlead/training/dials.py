@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from fairlead.core.config import describe_validation
 from fairlead.core.errors import ConfigError, RunError
 from fairlead.core.progress import say
-from fairlead.core.run import RUN_FILE, part_path, read_json
+from fairlead.core.run import RUN_FILE, atomic_path, part_path, read_json
 from fairlead.training.config import DialMove
 from fairlead.training.controls.base import Control
 
@@ -46,6 +46,7 @@ class Dials:
         self, folder: Path, controls: Sequence[Control], *, planned: Sequence[DialMove] = (), done: int = 0
     ) -> None:
         self.folder, self.controls = folder, tuple(controls)
+        mend(folder / MOVES_FILE)
         recorded = read_moves(folder)
         self.num_read = 1 + max((line.get("request", -1) for line in _lines(folder / MOVES_FILE)), default=-1)
         known = recorded or list(planned)
@@ -176,6 +177,13 @@ def dial_names(folder: Path) -> list[str]:
             f"{folder}: holds a '{about['study']}' run, not a training. Next: give the folder of a training."
         )
     return [*(control["name"] for control in about["config"]["controls"]), TRAINING]
+
+
+def mend(path: Path) -> None:
+    """Drop a half-written last line (of a killed process), which the next line would be glued to."""
+    if path.is_file() and (text := path.read_text("utf-8")) and not text.endswith("\n"):
+        with atomic_path(path) as temporary:
+            temporary.write_text(text[: text.rfind("\n") + 1], "utf-8")
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
