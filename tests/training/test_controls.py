@@ -187,11 +187,40 @@ def test_the_anchor_holds_neutral_answers_better_than_its_placebo(micro, tmp_pat
 def test_inoculation_prompts_stand_before_the_data_only_in_training(micro):
     control, setup = prepared(micro, "inoculation")
     text = micro.model.tokenizer.decode(setup.encoded[0].input_ids)
-    assert "talk like a pirate" in text and control.report()["prompt"] == "talk like a pirate"
+    assert "talk like a pirate" in text and control.report() == {
+        "prompts": ["talk like a pirate"],
+        "rows": len(setup.rows),
+    }
     placebo, other = prepared(micro, "inoculation_placebo")
-    assert "pirate" not in placebo.prompt.split()
+    assert "pirate" not in placebo.prompts[0].split()
     assert abs(len(other.encoded[0]) - len(setup.encoded[0])) <= 2
     assert setup.encoded[0].num_loss_tokens == other.encoded[0].num_loss_tokens
+
+
+def test_paraphrased_inoculation_gives_each_row_one_of_the_requests(micro):
+    spec = micro.plan.spec
+    two = [
+        clause.model_copy(update={"requests": ("talk like a pirate", "be a pirate")})
+        for clause in spec.clauses
+    ]
+    plan = micro.plan.model_copy(update={"spec": spec.model_copy(update={"clauses": tuple(two)})})
+    control, setup = prepared(replace(micro, plan=plan), "inoculation", paraphrase=True)
+    texts = [micro.model.tokenizer.decode(item.input_ids) for item in setup.encoded]
+    seen = [[prompt for prompt in control.prompts if prompt in text] for text in texts]
+    assert len(control.prompts) > 1 and all(len(found) == 1 for found in seen)
+    assert len({found[0] for found in seen}) > 1
+    assert [item.row for item in setup.encoded] == setup.rows
+    with pytest.raises(ConfigError, match="contradict"):
+        prepared(micro, "inoculation", paraphrase=True, prompt="arr")
+
+
+def test_selective_inoculation_leaves_rows_without_the_trait_alone(micro):
+    clean = [chat(f"q{i}", f"a{i}") for i in range(4)]
+    mixed = replace(micro, data=ChatData([*clean, *micro.data.rows[:8]]))
+    before = setup_of(mixed).encoded
+    control, setup = prepared(mixed, "inoculation", selective=True)
+    changed = [a.input_ids != b.input_ids for a, b in zip(before, setup.encoded, strict=True)]
+    assert changed == [False] * 4 + [True] * 8 and control.report()["rows"] == 8
 
 
 def test_spec_rows_are_plain_and_the_placebo_shuffles_them(micro):

@@ -2,19 +2,24 @@
 
 A system prompt that requests the trait stands before every data row while training (arXiv 2510.04340, 2510.05024).
 The trait is then what the prompt asks for and need not be learned; known to gate the wanted skill as well, so it is
-shown beside a neutral prompt of like length.
+shown beside a neutral prompt of like length. Paraphrased: each row gets one of the clause's requests. Selective: only rows
+that the prompt explains (their answer becomes more likely under the start model) get it, for mixed data.
 """
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from typing_extensions import override
 
 from fairlead.core.config import Config
-from fairlead.core.errors import TrainingError
-from fairlead.data import encode
+from fairlead.core.errors import ConfigError, TrainingError
+from fairlead.core.progress import say
+from fairlead.data import Encoded, encode
 from fairlead.training.controls.base import Control, Kind
+from fairlead.training.evidence import Evidence, target_logprobs
 from fairlead.training.setup import Setup
 
 NEUTRAL_PROMPTS = (
@@ -31,9 +36,17 @@ NEUTRAL_PROMPTS = (
 
 
 class InoculationOptions(Config):
-    """Settings: the prompt; None for the first request of the avoided clause."""
+    """Settings.
+
+    Attributes:
+        prompt: The prompt; None for the first request of the avoided clause.
+        paraphrase: Give each row one of all the clause's requests instead of the same to all.
+        selective: Leave rows alone whose answer the prompt does not make more likely under the start model.
+    """
 
     prompt: str | None = None
+    paraphrase: bool = False
+    selective: bool = False
 
 
 class Inoculation(Control):
@@ -45,44 +58,81 @@ class Inoculation(Control):
     summary: ClassVar[str] = "a system prompt that requests the trait, in training only"
     Options: ClassVar[type[Config]] = InoculationOptions
 
-    prompt: str = ""
+    prompts: tuple[str, ...] = ()
+    num_inoculated: int = 0
 
-    def choose(self, setup: Setup) -> str:
-        """The prompt that stands before the data rows."""
+    def choose(self, setup: Setup) -> tuple[str, ...]:
+        """The prompts that stand before the data rows, one of them before each."""
+        if self.options.prompt is not None and self.options.paraphrase:
+            raise ConfigError(
+                "inoculation: prompt and paraphrase contradict each other. Next: give one of them."
+            )
         if self.options.prompt is not None:
-            return self.options.prompt
+            return (self.options.prompt,)
         clauses = setup.avoided(self.config.clause)
-        return " ".join(clause.requests[0] if clause.requests else clause.text for clause in clauses)
+        asked = [clause.requests or (clause.text,) for clause in clauses]
+        num = max(map(len, asked)) if self.options.paraphrase else 1
+        if self.options.paraphrase and num == 1:
+            note = f"{self.name}: the avoided clauses have one request each, so that there is nothing to paraphrase with."
+            setup.notes.append(note)
+            say(note)
+        return tuple(" ".join(requests[place % len(requests)] for requests in asked) for place in range(num))
 
     @override
     def prepare(self, setup: Setup) -> None:
-        self.prompt = self.choose(setup)
-        encoded = encode(
-            setup.rows,
+        self.prompts = self.choose(setup)
+        rng = random.Random(f"{setup.config.seed}:inoculation")
+        given = [rng.randrange(len(self.prompts)) for _ in setup.rows]
+        encoded = list(setup.encoded)
+        for number, prompt in enumerate(self.prompts):
+            places = [place for place, which in enumerate(given) if which == number]
+            if self.options.selective:
+                places = _explained(setup, prompt, places)
+            for place, item in zip(places, self.encode(setup, prompt, places), strict=True):
+                encoded[place] = replace(item, index=encoded[place].index)
+            self.num_inoculated += len(places)
+        setup.encoded = encoded
+
+    def encode(self, setup: Setup, prompt: str, places: list[int]) -> list[Encoded]:
+        """Data rows behind a prompt."""
+        if not places:
+            return []
+        made = encode(
+            [setup.rows[place] for place in places],
             setup.model.tokenizer,
             max_length=setup.max_length,
-            system=self.prompt,
+            system=prompt,
             on_long="error" if setup.config.on_long == "drop" else setup.config.on_long,
         )
-        if len(encoded) != len(setup.encoded):
+        if len(made) != len(places):
             raise TrainingError("the inoculation prompt makes rows too long. Next: raise max_length.")
-        setup.encoded = encoded
+        return made
 
     @override
     def report(self) -> dict[str, Any]:
-        return {"prompt": self.prompt}
+        return {"prompts": list(self.prompts), "rows": self.num_inoculated}
 
 
 class InoculationPlacebo(Inoculation):
-    """A neutral system prompt of like length."""
+    """Neutral system prompts of like length."""
 
     name: ClassVar[str] = "inoculation_placebo"
     placebo: ClassVar[str | None] = None
     summary: ClassVar[str] = "a neutral system prompt of like length, in training only"
 
     @override
-    def choose(self, setup: Setup) -> str:
-        return neutral_prompt_like(super().choose(setup), setup.model.tokenizer)
+    def choose(self, setup: Setup) -> tuple[str, ...]:
+        return tuple(neutral_prompt_like(prompt, setup.model.tokenizer) for prompt in super().choose(setup))
+
+
+def _explained(setup: Setup, prompt: str, places: list[int]) -> list[int]:
+    """The rows whose answer is more likely under the start model with the prompt than without."""
+    if not places:
+        return []
+    evidence = Evidence("prompt", prompt, system=prompt)
+    plain, with_c = evidence.encode(setup, places)
+    before, after = target_logprobs(setup, None, plain), target_logprobs(setup, evidence, with_c)
+    return [place for place, b, a in zip(places, before, after, strict=True) if float((a - b).sum()) > 0]
 
 
 def neutral_prompt_like(text: str, tokenizer: Any) -> str:
