@@ -62,16 +62,14 @@ def _arm_findings(arm: Arm, summary: Summary, goals: Goals) -> list[Finding]:
 
     if arm.kept is not None and arm.role != "reference":
         if arm.kept.value < goals.kept:
+            goal = f"(goal: at least {percent(goals.kept)} of plain fine-tuning's gain)"
             what = (
-                "nothing was gained"
+                f"fewer answers are right and plain than before the training {goal}."
                 if arm.kept.value <= 0
-                else f"{percent(1 - arm.kept.value)} of the gain is missing"
+                else f"{percent(1 - arm.kept.value)} of the gain is missing, asked and answered plainly: it kept "
+                f"{percent(arm.kept.value)} {goal}."
             )
-            add(
-                "skill lost",
-                f"{what}, asked and answered plainly: it kept {percent(arm.kept.value)} of plain fine-tuning's gain "
-                f"(goal: at least {percent(goals.kept)}).",
-            )
+            add("skill lost", what)
         elif min(arm.kept.values) < goals.kept:
             worst = percent(min(arm.kept.values))
             add("one seed loses skill", f"the mean is within the goal, but the worst seed kept {worst}.")
