@@ -161,7 +161,7 @@ def main() -> None:
             num_test=TEST_ITEMS,
             workers=args.workers,
         )
-    command = f"python -m benchmarks.arms --skill {args.skill} --trait {args.trait} --steps {args.steps}"
+    command = f"python -m benchmarks.arms --skill {args.skill} --trait {args.trait} --steps {args.steps} --out runs/arms"
     found = read_seeds(args.out)
     whole = gather(found, data=f"{args.skill} answered in the {args.trait} way", command=command)
     write_json(args.out / "comparison.json", whole.model_dump(mode="json"))

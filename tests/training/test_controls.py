@@ -412,6 +412,11 @@ def test_own_counterparts_are_the_student_s_answers_and_only_those_that_hold(mic
     assert student.training
     texts = [micro.model.tokenizer.decode(e.input_ids) for e in control.pool.encoded]
     assert len(texts) == len(control.kept) and not any("arr" in text for text in texts)
+    none, _ = prepared(micro, "own_counterparts", news=NEWS, samples=1)
+    none.holds = lambda place, answer: len(none.tried.append(place) or none.tried) > len(none.needed)
+    none.tried = []
+    none.before_step(min(none.steps), student)
+    assert none.asked[0]["greedy"] == 0, "what only further attempts bring is not counted as greedy"
     again, _ = prepared(micro, "own_counterparts", news=NEWS)
     again.restore(json.loads(json.dumps(control.state())))
     assert [e.input_ids for e in again.pool.encoded] == [e.input_ids for e in control.pool.encoded]

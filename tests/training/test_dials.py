@@ -90,6 +90,9 @@ def test_a_branch_is_the_run_up_to_its_step_and_then_goes_its_own_way(micro, tmp
     assert [(m.step, m.value) for m in other.moves] == [(2, 0.25), (4, "on")]
     with pytest.raises(RunError, match="steps 0 to 7, not 8"):
         again(micro, branch, dialled, at=8, out=tmp_path / "c")
+    with pytest.raises(ConfigError, match=r"no dial 'anker'.*anchor"):
+        wrong = [DialMove(step=4, name="anker", value="off")]
+        again(micro, branch, dialled, at=4, out=tmp_path / "d", moves=wrong)
     with pytest.raises(RunError, match="before the branch"):
         early = [DialMove(step=1, name="anchor", value="off")]
         again(micro, branch, dialled, at=4, out=tmp_path / "c", moves=early)
@@ -181,7 +184,7 @@ def test_wrong_turns_are_named(micro, tmp_path, monkeypatch, dialled):
     assert read_moves(tmp_path / "nowhere") == []
 
 
-def test_a_control_without_a_dial_says_so(micro, tmp_path, monkeypatch, capsys):
+def test_a_control_without_a_dial_is_left_as_it_is(micro, tmp_path, monkeypatch):
     at_step(monkeypatch, {2}, lambda step: request_move(tmp_path / "a", "inoculation", "off"))
     kept = run(micro, tmp_path / "a", controls=["inoculation"])
     assert kept.moves == ()

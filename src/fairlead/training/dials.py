@@ -40,12 +40,21 @@ class Dials:
         controls: The training's controls.
         planned: Moves to make at their steps.
         done: Optimizer steps that a resumed run has behind it; the moves up to there are made at once.
+
+    Raises:
+        ConfigError: A planned move names no dial of this training.
     """
 
     def __init__(
         self, folder: Path, controls: Sequence[Control], *, planned: Sequence[DialMove] = (), done: int = 0
     ) -> None:
         self.folder, self.controls = folder, tuple(controls)
+        names = {TRAINING, *(control.name for control in self.controls)}
+        for move in planned:
+            if move.name not in names:
+                raise ConfigError(
+                    f"this training has no dial '{move.name}'. Next: use one of {', '.join(sorted(names))}."
+                )
         mend(folder / MOVES_FILE)
         recorded = read_moves(folder)
         self.num_read = 1 + max((line.get("request", -1) for line in _lines(folder / MOVES_FILE)), default=-1)

@@ -144,7 +144,7 @@ class OwnCounterparts(Control):
         rng = random.Random(f"{self.setup.config.seed}:{self.name}:{step}")
         places = sorted(self.needed)
         places = sorted(rng.sample(places, min(self.options.each_time, len(places))))
-        open_, held = places, 0
+        open_, greedy = places, 0
         for attempt in range(self.options.samples + 1):
             if not open_:
                 break
@@ -153,9 +153,9 @@ class OwnCounterparts(Control):
             good = {place: answer for place, answer in given if self.holds(place, answer)}
             self.kept |= good
             open_ = [place for place in open_ if place not in good]
-            held = held or len(good)
+            greedy = greedy if attempt else len(good)
         self.asked.append(
-            {"step": step, "asked": len(places), "greedy": held, "held": len(places) - len(open_)}
+            {"step": step, "asked": len(places), "greedy": greedy, "held": len(places) - len(open_)}
         )
 
     def refill(self) -> None:
