@@ -19,53 +19,37 @@ from fairlead.core.config import Config
 from fairlead.core.site import Site
 from fairlead.models import site_hook
 from fairlead.training.batching import StepState
-from fairlead.training.controls.base import Control, Kind, is_data_forward
-from fairlead.training.directions import mean_activations, random_rows, trait_bases
+from fairlead.training.controls.base import is_data_forward
+from fairlead.training.controls.span import RandomSpan, SpanControl, SpanOptions
+from fairlead.training.directions import mean_activations
 from fairlead.training.neutral import neutral_rows
 from fairlead.training.setup import Setup
 
 NUM_NEUTRAL_ROWS = 64
 
 
-class ConceptAblationOptions(Config):
-    """Settings.
-
-    Attributes:
-        layers: "all", "middle" or a layer's number (with directions from examples).
-        source: "examples" or "dictionary".
-        origin: What the component is set to: its "mean" over neutral rows, or "zero".
-    """
+class ConceptAblationOptions(SpanOptions):
+    """Settings, besides those of `SpanOptions`: what the component is set to, its "mean" over neutral rows or "zero"."""
 
     layers: Literal["all", "middle"] | int = "middle"
-    source: Literal["examples", "dictionary"] = "examples"
     origin: Literal["mean", "zero"] = "mean"
 
 
-class ConceptAblation(Control):
+class ConceptAblation(SpanControl):
     """The trait's directions ablated in the training forward pass."""
 
     name: ClassVar[str] = "concept_ablation"
-    kind: ClassVar[Kind] = "blocks"
     placebo: ClassVar[str | None] = "concept_ablation_placebo"
     summary: ClassVar[str] = "the trait's directions are ablated from the activations in training (CAFT)"
     Options: ClassVar[type[Config]] = ConceptAblationOptions
-    default_strength: ClassVar[float | None] = 1.0
 
-    bases: dict[Site, Tensor]
     origins: dict[Site, Tensor]
 
     @override
     def prepare(self, setup: Setup) -> None:
-        options = self.options
-        self.bases = trait_bases(
-            setup,
-            self.config.clause,
-            layers=options.layers,
-            source=options.source,
-            choose=lambda rows: self.choose(setup, rows),
-        )
+        super().prepare(setup)
         self.origins = {site: torch.zeros(basis.shape[1]) for site, basis in self.bases.items()}
-        if options.origin == "mean":
+        if self.options.origin == "mean":
             rows = neutral_rows(
                 setup.model,
                 setup.neutral,
@@ -76,10 +60,6 @@ class ConceptAblation(Control):
                 cache=setup.cache,
             )
             self.origins = mean_activations(setup.model, setup.encode(rows), list(self.bases))
-
-    def choose(self, setup: Setup, vectors: Tensor) -> Tensor:
-        """The directions `[direction, d]` to ablate, given the real ones."""
-        return vectors
 
     @override
     def hooks(self, stack: ExitStack, module: nn.Module, state: StepState) -> None:
@@ -96,23 +76,14 @@ class ConceptAblation(Control):
 
     @override
     def report(self) -> dict[str, Any]:
-        return {
-            "share": self.strength,
-            "origin": self.options.origin,
-            "directions": {str(site): len(basis) for site, basis in self.bases.items()},
-        }
+        return {**super().report(), "origin": self.options.origin}
 
 
-class ConceptAblationPlacebo(ConceptAblation):
+class ConceptAblationPlacebo(RandomSpan, ConceptAblation):
     """As many random directions."""
 
     name: ClassVar[str] = "concept_ablation_placebo"
-    placebo: ClassVar[str | None] = None
     summary: ClassVar[str] = "as many random directions are ablated from the activations in training"
-
-    @override
-    def choose(self, setup: Setup, vectors: Tensor) -> Tensor:
-        return random_rows(vectors, setup.config.seed)
 
 
 def toward_origin(hidden: Tensor, basis: Tensor, origin: Tensor, *, share: float = 1.0) -> Tensor:
