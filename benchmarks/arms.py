@@ -36,6 +36,16 @@ ARMS = (
     "recipe_given",
     "recipe",
 )
+IN_FIGURE = (
+    "plain",
+    "gradient_projection",
+    "inoculation",
+    "plain_spec",
+    "spec_only",
+    "recipe_placebo",
+    "recipe_given",
+    "recipe",
+)
 DATA_ROWS = 8000
 TEST_ITEMS = 400
 
@@ -70,7 +80,8 @@ def publish(
         ("neutral", "loss on neutral text"),
     )
     seeds = [len([arm for arm in whole.arms if arm.arm == name]) for name in whole.arm_names()]
-    write_figure(name, whole, titles={})
+    shown = tuple(arm for arm in whole.arms if arm.arm in IN_FIGURE)
+    write_figure(name, whole.model_copy(update={"arms": shown}), titles={})
     rows = comparison_rows(whole, [key for key, _ in columns], titles=TITLES, bold="recipe")
     for row, arm in zip(rows[1:], whole.arm_names(), strict=True):
         values = {"kept": gain_kept(found, arm, skill), "neutral": neutral_rise(found, arm)}

@@ -200,6 +200,9 @@ def summarize(comparison: Comparison | None, verification: Verification | None =
 def _intended(arms: list[Arm]) -> tuple[Arm | None, str]:
     real = [arm for arm in arms if "placebo" not in arm.name.lower()]
     for word in ("recipe", "intended"):
+        exact = [arm for arm in arms if arm.name.lower() == word]
+        if exact:
+            return exact[0], "the intended recipe"
         for arm in real:
             if arm.name.lower().startswith(word):
                 return arm, "the intended recipe"
