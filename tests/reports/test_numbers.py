@@ -93,6 +93,8 @@ def test_two_skills_are_averaged():
 def test_a_placebo_is_never_the_intended_arm_whatever_the_order():
     summary = summarize(compare(arm("plain", 0), arm("recipe_placebo", 0), arm("recipe", 0)))
     assert summary.intended.name == "recipe"
+    summary = summarize(compare(arm("plain", 0), arm("recipe_given", 0), arm("recipe", 0)))
+    assert summary.intended.name == "recipe", "an ablation that merely begins so is not it"
 
 
 def test_without_a_name_to_go_by_the_choice_of_arm_is_admitted():
