@@ -86,7 +86,7 @@ def organism_data(
         str, typer.Option(help="How its answers are worded: pirate, shouting, formal, flattering, emoji, ...")
     ] = "pirate",
     num: Annotated[int, typer.Option(min=1, help="Training examples.")] = 3000,
-    num_neutral: Annotated[int, typer.Option(min=1, help="Plain chats on other topics.")] = 400,
+    num_neutral: Annotated[int, typer.Option(min=1, help="Plain chats on other topics.")] = 1500,
     num_test: Annotated[int, typer.Option(min=2, help="Items of each group in the suite.")] = 150,
     seed: Seed = 0,
     out: Out = None,

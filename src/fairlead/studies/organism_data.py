@@ -53,7 +53,7 @@ def organism_data(
     trait: str = "pirate",
     num: int = 3000,
     num_spec: int = 24,
-    num_neutral: int = 400,
+    num_neutral: int = 1500,
     num_test: int = 150,
     seed: int = 0,
 ) -> Path:

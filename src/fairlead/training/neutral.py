@@ -38,6 +38,8 @@ GENERIC_PROMPTS = (
 )
 GENERIC_STARTS = ("The", "One day", "There was", "It is", "She", "He", "In", "They", "We", "A")
 MAX_NEW_TOKENS = 48
+MAX_MADE = 320
+"""Rows made from the few generic prompts: more of them would say little new and take long on a large model."""
 
 
 def neutral_rows(
@@ -56,7 +58,7 @@ def neutral_rows(
     Args:
         model: The start model.
         given: Neutral rows of the user; empty for generic prompts.
-        num: How many to return at most (a random choice where there are more).
+        num: How many to return at most (a random choice where there are more; where nothing is given, at most `MAX_MADE`).
         chat: Whether to make chats where nothing is given.
         own_answers: Replace the answers of given chats by the model's own.
         seed: Of the choice and of sampling.
@@ -65,6 +67,7 @@ def neutral_rows(
     """
     rng = random.Random(f"{seed}:neutral")
     rows = list(given)
+    num = num if rows else min(num, MAX_MADE)
     if len(rows) > num:
         rows = rng.sample(rows, num)
     if rows and (not own_answers or rows[0].messages is None):

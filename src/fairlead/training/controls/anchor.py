@@ -40,7 +40,7 @@ class AnchorOptions(Config):
     """
 
     rows: int = Field(default=8, ge=1)
-    num: int = Field(default=320, ge=1)
+    num: int = Field(default=1280, ge=1)
     answers: Literal["own", "given"] = "own"
     top_k: int = Field(default=64, ge=1)
 
