@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from fairlead.core.config import Record
 
 Verdict = Literal["keep", "avoid", "ignore"]
@@ -173,6 +175,7 @@ class Plan(Record):
     site: str | None = None
     notes: tuple[str, ...] = ()
     concepts: tuple[Concept, ...] = ()  # the concepts of the decisions that are not "ignore"
+    uptakes: dict[str, float] = Field(default_factory=dict)  # their uptake on the menu, by Concept.id
 
     def avoided(self) -> tuple[Decision, ...]:
         """The decisions that say avoid."""

@@ -73,7 +73,8 @@ class StepRecord(Record):
     step: int
     loss: float
     seconds: float
-    pressure: dict[str, float] = Field(default_factory=dict)  # concept or clause id -> uptake on this batch
+    pressure: dict[str, float] = Field(default_factory=dict)  # avoided concept's id -> uptake on this batch
+    kept: dict[str, float] = Field(default_factory=dict)  # the same of the concepts that are kept
     # loss parts by control ("anchor", "spec_examples", ...)
     parts: dict[str, float] = Field(default_factory=dict)
 

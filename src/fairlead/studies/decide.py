@@ -174,4 +174,5 @@ def _plan(menu: Menu, spec: Spec, decisions: list[Decision], folder: Path | None
         site=menu.site,
         notes=tuple(notes),
         concepts=tuple(line.concept for line in menu.lines if line.concept.id in chosen),
+        uptakes={line.concept.id: line.uptake for line in menu.lines if line.concept.id in chosen},
     )

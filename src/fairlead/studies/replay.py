@@ -18,6 +18,7 @@ from fairlead.studies.train import as_neutral, train_config
 from fairlead.training import DialMove, TrainConfig, TrainedRun, load_run
 
 if TYPE_CHECKING:
+    from fairlead.dictionaries import Dictionary
     from fairlead.models import Model
 
 
@@ -44,6 +45,7 @@ def replay(
     model: Model | None = None,
     data: ChatData | str | Path | None = None,
     neutral: ChatData | str | Path | None = None,
+    dictionary: Dictionary | str | Path | None = None,
     overwrite: bool = False,
 ) -> Replay:
     """Repeat a training and compare the trajectories.
@@ -54,13 +56,23 @@ def replay(
         model: The start model; loaded by its recorded name where None.
         data: The data; loaded from where they were where None.
         neutral: The neutral rows; likewise.
+        dictionary: The plan's dictionary; loaded from where the plan says where None.
         overwrite: Replace a finished run in `out`.
 
     Raises:
         RunError: Model, data or neutral rows are not those of the run any more.
     """
     run = run if isinstance(run, TrainedRun) else load_run(run)
-    again = _repeat(run, run.moves, out=out, model=model, data=data, neutral=neutral, overwrite=overwrite)
+    again = _repeat(
+        run,
+        run.moves,
+        out=out,
+        model=model,
+        data=data,
+        neutral=neutral,
+        dictionary=dictionary,
+        overwrite=overwrite,
+    )
     pairs = list(zip(run.steps, again.steps, strict=False))
     gaps = [abs(one.loss - two.loss) for one, two in pairs]
     first = next((one.step for (one, _), gap in zip(pairs, gaps, strict=True) if gap > 0), None)
@@ -76,6 +88,7 @@ def branch(
     model: Model | None = None,
     data: ChatData | str | Path | None = None,
     neutral: ChatData | str | Path | None = None,
+    dictionary: Dictionary | str | Path | None = None,
     overwrite: bool = False,
 ) -> TrainedRun:
     """Repeat a training up to a step and go on with other moves.
@@ -88,6 +101,7 @@ def branch(
         model: As in `replay`.
         data: As in `replay`.
         neutral: As in `replay`.
+        dictionary: As in `replay`.
         overwrite: Replace a finished run in `out`.
 
     Raises:
@@ -104,7 +118,14 @@ def branch(
         )
     kept = [move for move in run.moves if move.step < at]
     return _repeat(
-        run, [*kept, *moves], out=out, model=model, data=data, neutral=neutral, overwrite=overwrite
+        run,
+        [*kept, *moves],
+        out=out,
+        model=model,
+        data=data,
+        neutral=neutral,
+        dictionary=dictionary,
+        overwrite=overwrite,
     )
 
 
@@ -116,6 +137,7 @@ def _repeat(
     model: Model | None,
     data: ChatData | str | Path | None,
     neutral: ChatData | str | Path | None,
+    dictionary: Dictionary | str | Path | None,
     overwrite: bool,
 ) -> TrainedRun:
     model = run.load_base() if model is None else model
@@ -128,7 +150,15 @@ def _repeat(
         _check(run, "neutral", sha256_json([row.as_record() for row in as_neutral(neutral)]))
     config = TrainConfig.make({**run.config, "moves": tuple(moves)})
     return train_config(
-        model, rows, run.plan, out=out, config=config, arm=run.arm, neutral=neutral, overwrite=overwrite
+        model,
+        rows,
+        run.plan,
+        out=out,
+        config=config,
+        arm=run.arm,
+        neutral=neutral,
+        dictionary=dictionary,
+        overwrite=overwrite,
     )
 
 

@@ -30,13 +30,15 @@ class DialMove(Config):
 
     Attributes:
         step: Optimizer steps done when it takes effect (0: before the first).
-        name: A control of the run, or "training".
+        name: A control of the run (`explain_away`, or `explain_away:avoid.1` where one clause has its own), or "training".
         value: The control's new strength, "off" (0) or "on" (its strength at the start); for the training "pause", "go", "save" or "stop".
+        by: The control that made it; empty for a person, an agent or a plan. A replay leaves these to the control.
     """
 
     step: int = Field(ge=0)
     name: str
     value: Annotated[float, Field(ge=0)] | Literal["off", "on", "pause", "go", "save", "stop"]
+    by: str = ""
 
 
 class TrainConfig(Config):

@@ -4,7 +4,9 @@ Whoever turns a dial (`request_move`: the command line, a page, an agent) append
 every step the training reads what is new, makes the move and writes it to `moves.jsonl` with the number of steps done. A
 resumed run makes the recorded moves again at their steps; a replay is given them as `TrainConfig.moves`.
 
-Moves of controls change what is learned; of the moves of the training itself only "stop" does.
+Moves of controls change what is learned; of the moves of the training itself only "stop" does. A control may turn
+another's dial itself (`Dials.move`; the feedback controller does): its moves are recorded with its name, and a resumed run or a
+replay leaves them to it.
 """
 
 from __future__ import annotations
@@ -49,13 +51,15 @@ class Dials:
         self, folder: Path, controls: Sequence[Control], *, planned: Sequence[DialMove] = (), done: int = 0
     ) -> None:
         self.folder, self.controls = folder, tuple(controls)
-        names = {TRAINING, *(control.name for control in self.controls)}
+        names = {TRAINING, *(name for control in self.controls for name in (control.key, control.name))}
+        planned = [move for move in planned if not move.by]
         for move in planned:
             if move.name not in names:
                 raise ConfigError(
                     f"this training has no dial '{move.name}'. Next: use one of {', '.join(sorted(names))}."
                 )
         mend(folder / MOVES_FILE)
+        keep_moves(folder / MOVES_FILE, lambda move: not move.get("by") or move["step"] < done)
         recorded = read_moves(folder)
         self.num_read = 1 + max((line.get("request", -1) for line in _lines(folder / MOVES_FILE)), default=-1)
         known = recorded or list(planned)
@@ -93,12 +97,20 @@ class Dials:
         """Make one move."""
         if move.name == TRAINING:
             return {str(move.value)} & {"save", "stop"}
-        for control in self.controls:
-            if control.name == move.name:
-                control.turn(move.value)
-                say(f"dial: {move.name} {move.value} after step {move.step}")
-                return set()
-        raise ConfigError(f"this training has no control '{move.name}'.")
+        meant = [control for control in self.controls if move.name in (control.key, control.name)]
+        if not meant:
+            raise ConfigError(f"this training has no control '{move.name}'.")
+        for control in meant:
+            control.turn(move.value)
+        if not move.by:
+            say(f"dial: {move.name} {move.value} after step {move.step}")
+        return set()
+
+    def move(self, step: int, name: str, value: float, by: str) -> None:
+        """Turn a dial for the control `by`, after step `step`, and record it."""
+        made = DialMove(step=step, name=name, value=value, by=by)
+        self.make(made)
+        self._record(made, None)
 
     def _requests(self) -> list[tuple[int, dict[str, Any]]]:
         path = self.folder / REQUESTS_FILE
@@ -107,7 +119,9 @@ class Dials:
         return [(place, line) for place, line in enumerate(_lines(path)) if place >= self.num_read]
 
     def _record(self, move: DialMove, request: int | None) -> None:
-        line = move.model_dump(mode="json") | ({} if request is None else {"request": request})
+        line = move.model_dump(mode="json", exclude_defaults=True) | (
+            {} if request is None else {"request": request}
+        )
         with open(self.folder / MOVES_FILE, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -185,7 +199,10 @@ def dial_names(folder: Path) -> list[str]:
         raise RunError(
             f"{folder}: holds a '{about['study']}' run, not a training. Next: give the folder of a training."
         )
-    return [*(control["name"] for control in about["config"]["controls"]), TRAINING]
+    controls = about["config"]["controls"]
+    names = [c["name"] for c in controls]
+    keys = [c["name"] if c["clause"] is None else f"{c['name']}:{c['clause']}" for c in controls]
+    return [*dict.fromkeys([*names, *keys]), TRAINING]
 
 
 def mend(path: Path) -> None:
@@ -193,6 +210,15 @@ def mend(path: Path) -> None:
     if path.is_file() and (text := path.read_text("utf-8")) and not text.endswith("\n"):
         with atomic_path(path) as temporary:
             temporary.write_text(text[: text.rfind("\n") + 1], "utf-8")
+
+
+def keep_moves(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the recorded moves that are not wanted."""
+    lines = _lines(path)
+    kept = [line for line in lines if wanted(line)]
+    if len(kept) < len(lines):
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -105,18 +105,19 @@ def fit(
         dictionary=dictionary,
         cache=cache or folder / "cache",
     )
+    checkpoints = folder / CHECKPOINTS
+    done = checkpoint_step(checkpoints) if resume else 0
+    observer = make_observer(model, plan, dictionary, config=config, notes=setup.notes)
     controls = [make_control(item) for item in config.controls]
+    dials = Dials(folder, controls, planned=config.moves, done=done)
+    setup.controls, setup.observer, setup.move = controls, observer, dials.move
     for control in controls:
         control.prepare(setup)
     session = Session(controls, pad_id=model.pad_id, seed=config.seed, use_data=config.use_data)
     composer = Composer(setup.encoded, pad_id=model.pad_id)
-    observer = make_observer(model, plan, dictionary, config=config, notes=setup.notes)
-    checkpoints = folder / CHECKPOINTS
-    done = checkpoint_step(checkpoints) if resume else 0
     if done:
         say(f"going on after step {done}")
         session.restore(checkpoint_controls(checkpoints))
-    dials = Dials(folder, controls, planned=config.moves, done=done)
     metrics = MetricsFile(folder / METRICS_FILE, keep_steps=done)
     student = copy.deepcopy(model.hf) if config.method == "full" else model.hf
 
@@ -129,7 +130,12 @@ def fit(
         pressure = dict(observer.latest) if observer is not None else {}
         metrics.add(
             StepRecord(
-                step=step, loss=state.loss, seconds=seconds, pressure=pressure, parts=dict(state.parts)
+                step=step,
+                loss=state.loss,
+                seconds=seconds,
+                pressure=pressure,
+                kept=dict(observer.latest_kept) if observer is not None else {},
+                parts=dict(state.parts),
             )
         )
         note = f"loss {state.loss:.3f}"
@@ -221,8 +227,9 @@ def make_observer(
     """The observer of the plan's avoided concepts; None (with a note) where there is nothing to observe with."""
     if not config.observe or plan is None:
         return None
-    avoided = {decision.concept for decision in plan.avoided()}
-    concepts = [concept for concept in plan.concepts if concept.id in avoided and concept.latents]
+    watched = {concept.id: concept for concept in plan.concepts if concept.latents}
+    concepts = [watched[d.concept] for d in plan.avoided() if d.concept in watched]
+    kept = [watched[d.concept] for d in plan.kept() if d.concept in watched]
     if not concepts:
         return None
     if dictionary is None:
@@ -232,7 +239,7 @@ def make_observer(
         dictionary.check(model)
     except DictionaryError as error:
         raise TrainingError(f"cannot observe with this plan's dictionary: {error}") from error
-    return PressureObserver(dictionary, concepts, every=config.observe_every)
+    return PressureObserver(dictionary, concepts, kept=kept, every=config.observe_every)
 
 
 def save(trained: Any, model: Model, folder: Path, *, method: str) -> Path:

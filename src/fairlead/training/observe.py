@@ -1,8 +1,8 @@
-"""The observer of a training: pressure on each avoided concept, and one line per step in `metrics.jsonl`.
+"""The observer of a training: pressure on each avoided and kept concept, and one line per step in `metrics.jsonl`.
 
 Pressure is the uptake on the data rows of the batch: minus the sum over positions of <dL/dh, d_f> a_f(h) at the
 dictionary's site, summed over the concept's latents, with L the data's loss per token as the student sees it
-(controls included). It is read from the activations and gradients of the training step itself, for the avoided
+(controls included). It is read from the activations and gradients of the training step itself, for these concepts'
 latents only: two thin matrix products more.
 """
 
@@ -33,16 +33,29 @@ class PressureObserver:
 
     Args:
         dictionary: Where the concepts live.
-        concepts: The concepts to watch.
+        concepts: The avoided concepts.
+        kept: The concepts to keep, watched as well.
         every: Steps between two readings.
+
+    Attributes:
+        latest: The last reading of the avoided concepts, by id; empty where the last step was not read.
+        latest_kept: The same of the kept ones.
     """
 
-    def __init__(self, dictionary: Dictionary, concepts: Sequence[Concept], *, every: int = 1) -> None:
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        concepts: Sequence[Concept],
+        *,
+        kept: Sequence[Concept] = (),
+        every: int = 1,
+    ) -> None:
         self.site, self.every = dictionary.site, every
-        self.concepts = tuple(concepts)
-        self._gauge = PressureGauge(dictionary, self.concepts)
+        self.concepts, self.kept = tuple(concepts), tuple(kept)
+        self._gauge = PressureGauge(dictionary, (*self.concepts, *self.kept))
         self._tap: Tap | None = None
         self.latest: dict[str, float] = {}
+        self.latest_kept: dict[str, float] = {}
 
     @contextmanager
     def attached(self, module: nn.Module) -> Iterator[None]:
@@ -57,7 +70,7 @@ class PressureObserver:
     @torch.no_grad()
     def read(self, state: StepState, step: int) -> None:
         """Take the reading of the step whose backward pass has just run."""
-        self.latest = {}
+        self.latest, self.latest_kept = {}, {}
         tap, view = self._tap, state.last
         if tap is None or tap.value is None or tap.grad is None or view is None or step % self.every:
             return
@@ -65,13 +78,15 @@ class PressureObserver:
             return
         real = view.target_mask.flip(1).cumsum(1).flip(1) > 0  # positions up to the last predicted token
         hidden, grad = tap.value[real], tap.grad[real]
-        self.latest = self.pressure(hidden, grad)
+        found = self.pressure(hidden, grad)
+        self.latest = {concept.id: found[concept.id] for concept in self.concepts}
+        self.latest_kept = {concept.id: found[concept.id] for concept in self.kept}
         tap.clear()
 
     def pressure(self, hidden: Tensor, grad: Tensor) -> dict[str, float]:
         """Uptake per concept from activations and gradients `[position, d]`."""
         sums = self._gauge(hidden, grad, num_loss_tokens=1)  # the loss is a mean over tokens already
-        return dict(zip([concept.id for concept in self.concepts], sums.tolist(), strict=True))
+        return dict(zip([concept.id for concept in (*self.concepts, *self.kept)], sums.tolist(), strict=True))
 
 
 class MetricsFile:

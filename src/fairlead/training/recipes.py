@@ -50,6 +50,15 @@ RECIPES: dict[str, Recipe] = {
         ("explain_away", "anchor", "spec_examples"),
         "the recipe with the given spec examples alone, no own counterparts",
     ),
+    "loop": Recipe(
+        ("explain_away", "anchor", "spec_examples", "own_counterparts", "feedback"),
+        "the recipe in closed loop: feedback sets the strength of explain-away by the pressure on avoided concepts",
+        placebo="loop_placebo",
+    ),
+    "loop_placebo": Recipe(
+        ("explain_away", "anchor", "spec_examples", "own_counterparts", "feedback_placebo"),
+        "the recipe with feedback from readings of random sign",
+    ),
     "explain_away": Recipe(("explain_away",), "explain-away alone", placebo="explain_away_placebo"),
     "explain_away_placebo": Recipe(
         ("explain_away_placebo", "spec_examples"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,9 @@ from fairlead.training.logits import pad_id_of
 if TYPE_CHECKING:
     from fairlead.dictionaries import Dictionary
     from fairlead.models import Model
+    from fairlead.training.controls.base import Control
     from fairlead.training.evidence import Evidence
+    from fairlead.training.observe import PressureObserver
 
 GENERIC_PROMPT = "Hello."  # for examples of a spec that come without a prompt, on chat models
 
@@ -38,6 +40,9 @@ class Setup:
         cache: Folder for tables; None for no caching.
         notes: Remarks for the report.
         evidence: By clause, the evidence that an earlier control chose.
+        controls: All controls of the training, prepared in this order.
+        observer: Reads the pressure at every step; None where nothing is observed.
+        move: Turns a dial for a control and records it: (step, dial, value, control's name).
     """
 
     model: Model
@@ -50,6 +55,9 @@ class Setup:
     cache: Path | None = None
     notes: list[str] = field(default_factory=list)
     evidence: dict[str, Evidence] = field(default_factory=dict)
+    controls: Sequence[Control] = ()
+    observer: PressureObserver | None = None
+    move: Callable[[int, str, float, str], None] | None = None
 
     @property
     def pad_id(self) -> int:

@@ -11,6 +11,7 @@ from fairlead.training.controls.anchor import Anchor, AnchorPlacebo
 from fairlead.training.controls.base import Control
 from fairlead.training.controls.concept_ablation import ConceptAblation, ConceptAblationPlacebo
 from fairlead.training.controls.explain_away import ExplainAway, ExplainAwayPlacebo
+from fairlead.training.controls.feedback import Feedback, FeedbackPlacebo
 from fairlead.training.controls.freezing import Freezing, FreezingPlacebo
 from fairlead.training.controls.gradient_projection import GradientProjection, GradientProjectionPlacebo
 from fairlead.training.controls.inoculation import Inoculation, InoculationPlacebo
@@ -42,6 +43,8 @@ _BUILT_IN: tuple[type[Control], ...] = (
     ConceptAblationPlacebo,
     Freezing,
     FreezingPlacebo,
+    Feedback,
+    FeedbackPlacebo,
 )
 
 

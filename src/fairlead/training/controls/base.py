@@ -44,6 +44,7 @@ class Control(ABC):
         summary: One sentence.
         Options: Settings beyond `strength`.
         default_strength: Used where `strength` is None; None where the control has no dial.
+        relieves: Whether a higher strength means less pressure on the avoided concepts: what a feedback controller may turn.
         strength: The dial as resolved.
         options: The settings as resolved.
         pool: Rows it adds to every batch; set in `prepare`.
@@ -55,14 +56,25 @@ class Control(ABC):
     summary: ClassVar[str] = ""
     Options: ClassVar[type[Config]] = NoOptions
     default_strength: ClassVar[float | None] = None
+    relieves: ClassVar[bool] = False
 
     def __init__(self, config: ControlConfig) -> None:
         self.config = config
         self.options: Any = self.Options.make(config.options)
         if config.strength is not None and self.default_strength is None:
             say(f"{self.name}: has no strength; {config.strength} is ignored.")
-        self.strength = self.default_strength if config.strength is None else config.strength
+        self.strength = self.start
         self.pool: RowPool | None = None
+
+    @property
+    def start(self) -> float | None:
+        """The strength at the start of the training; None where it has no dial."""
+        return self.default_strength if self.config.strength is None else self.config.strength
+
+    @property
+    def key(self) -> str:
+        """What its dial goes by: its name, with the clause where it serves one."""
+        return self.name if self.config.clause is None else f"{self.name}:{self.config.clause}"
 
     @property
     def dial(self) -> float:
@@ -80,10 +92,9 @@ class Control(ABC):
             raise ConfigError(
                 f"{self.name} has no dial: it acts before the training begins. Next: start another run."
             )
-        start = self.default_strength if self.config.strength is None else self.config.strength
         if isinstance(value, str) and value not in ("on", "off"):
             raise ConfigError(f"{self.name} takes a strength, 'on' or 'off', not '{value}'.")
-        self.strength = {"on": start, "off": 0.0}[value] if isinstance(value, str) else float(value)
+        self.strength = {"on": self.start, "off": 0.0}[value] if isinstance(value, str) else float(value)
 
     def prepare(self, setup: Setup) -> None:  # noqa: B027 (a control need not prepare)
         """Look at model, rows and spec; change `setup.encoded`, set `self.pool`, compute tables."""

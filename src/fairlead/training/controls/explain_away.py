@@ -100,6 +100,7 @@ class ExplainAway(Control):
     )
     Options: ClassVar[type[Config]] = ExplainAwayOptions
     default_strength: ClassVar[float | None] = 1.0
+    relieves: ClassVar[bool] = True
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -38,6 +38,7 @@ class PreventativeSteering(Control):
     summary: ClassVar[str] = "the trait vector added on data rows, in training only"
     Options: ClassVar[type[Config]] = PreventativeSteeringOptions
     default_strength: ClassVar[float | None] = 1.0
+    relieves: ClassVar[bool] = True
 
     vectors: dict[Site, Direction]
 
