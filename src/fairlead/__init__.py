@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from fairlead.reports import write_report as write_report
     from fairlead.studies.compare import compare as compare
     from fairlead.studies.decide import decide as decide
+    from fairlead.studies.plan import plan_controls as plan_controls
     from fairlead.studies.preview import preview as preview
     from fairlead.studies.train import train as train
     from fairlead.studies.verify import verify as verify
@@ -110,6 +111,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     # the studies by their modules: a package attribute of the same name may be the module itself
     "fairlead.studies.compare": ("compare",),
     "fairlead.studies.decide": ("decide",),
+    "fairlead.studies.plan": ("plan_controls",),
     "fairlead.studies.preview": ("preview",),
     "fairlead.studies.train": ("train",),
     "fairlead.studies.verify": ("verify",),

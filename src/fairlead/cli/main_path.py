@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the table of contents, in the order of use."""
     app.command("preview", rich_help_panel=PANEL)(preview)
     app.command("decide", rich_help_panel=PANEL)(decide)
+    app.command("plan", rich_help_panel=PANEL)(plan)
     app.command("train", rich_help_panel=PANEL)(proof.train)
     app.command("compare", rich_help_panel=PANEL)(proof.compare)
     app.command("verify", rich_help_panel=PANEL)(proof.verify)
@@ -178,4 +179,63 @@ def decide(
         run=folder,
         result={"plan": plan},
         show=lambda console: show_plan(console, plan),
+    )
+
+
+def plan(
+    model: ModelName,
+    data: DataName,
+    *,
+    plan: Annotated[Path, typer.Option("--plan", metavar="FOLDER", help="Run folder of `fairlead decide`.")],
+    neutral: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Texts on other topics, for the anchor.")
+    ] = None,
+    dictionary: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="For the calibration: the plan's own by default.")
+    ] = None,
+    sample: Annotated[int, typer.Option(min=1, help="Examples that are looked at.")] = 256,
+    max_length: MaxLength = None,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> None:
+    """Choose controls, evidence and strengths for a plan by measurement, each with its reason; `train --controls auto` uses them.
+
+    Nothing is trained: evidence is compared by how much of the data it accounts for, and the strength is where the pressure on
+    the avoided concepts crosses zero. To override a choice, edit plan.json, or name controls to `train`. JSON: `plan`.
+
+    Example:
+
+        fairlead plan organism:pocket task/data.jsonl --plan runs/plan --sample 32 --out runs/planned
+    """
+    from fairlead.cli.proof import read_record
+    from fairlead.cli.show import show_controls
+    from fairlead.data import load_data
+    from fairlead.models import load_model
+    from fairlead.studies.plan import plan_controls as study
+
+    folder = run_folder(out, "plan")
+    with working():
+        planned = study(
+            load_model(model, dtype=dtype, device=device),
+            load_data(data),
+            read_record(plan, "plan"),
+            neutral=neutral,
+            dictionary=dictionary,
+            sample=sample,
+            max_length=max_length,
+            seed=seed,
+            out=folder,
+            overwrite=overwrite,
+        )
+    finish(
+        "plan",
+        as_json=as_json,
+        run=folder,
+        result={"plan": planned},
+        show=lambda console: show_controls(console, planned),
     )

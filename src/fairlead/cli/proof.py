@@ -30,7 +30,9 @@ SpecFile = Annotated[
 ]
 PlanFolder = Annotated[
     Path | None,
-    typer.Option("--plan", metavar="FOLDER", help="Run folder of `fairlead decide`, in place of --spec."),
+    typer.Option(
+        "--plan", metavar="FOLDER", help="Run folder of `fairlead decide` or `plan`, in place of --spec."
+    ),
 ]
 DictionaryFolder = Annotated[
     str | None,
@@ -67,8 +69,8 @@ def train(
         list[str] | None,
         typer.Option(
             "--controls",
-            help="A recipe or control, may be repeated: recipe (explain away + anchor + spec examples + own counterparts), plain, "
-            "inoculation, preventative_steering, gradient_projection, ...",
+            help="A recipe or control, may be repeated: recipe (explain away + anchor + spec examples + own counterparts), loop, auto "
+            "(what `fairlead plan` chooses), plain, inoculation, preventative_steering, gradient_projection, ...",
         ),
     ] = None,
     anchor: Anchor = None,
@@ -107,7 +109,7 @@ def train(
         run = study(
             start,
             rows,
-            _plan(start, rows, plan, spec, dictionary, folder),
+            _plan(start, rows, plan, spec, dictionary, folder, neutral=neutral, arms=controls),
             out=folder,
             controls=(controls[0] if len(controls) == 1 else controls) if controls else "recipe",
             anchor=anchor,
@@ -207,7 +209,7 @@ def compare(
         result = study(
             start,
             rows,
-            _plan(start, rows, plan, spec, dictionary, folder),
+            _plan(start, rows, plan, spec, dictionary, folder, neutral=neutral, arms=arms),
             arms=arms or DEFAULT_ARMS,
             seeds=list(range(seeds)),
             suite=suite,
@@ -314,33 +316,48 @@ def report(
 
 
 def _plan(
-    model: Any, data: Any, plan: Path | None, spec: Path | None, dictionary: str | None, out: Path
+    model: Any,
+    data: Any,
+    plan: Path | None,
+    spec: Path | None,
+    dictionary: str | None,
+    out: Path,
+    *,
+    neutral: str | None = None,
+    arms: list[str] | None = None,
 ) -> Any:
     """The plan of a folder, or one made from a spec by preview and decide, or None where neither is given.
 
-    The preview is kept beside the run as `OUT-menu` and taken again when the command is repeated.
+    The preview is kept beside the run as `OUT-menu` and taken again when the command is repeated. Where "auto" is among
+    `arms` and the plan has no controls yet, they are chosen here.
     """
     from fairlead.core.errors import ConfigError
 
     if plan is not None and spec is not None:
         raise ConfigError("--plan and --spec contradict each other. Next: give one of them.")
     if plan is not None:
-        return _read_record(plan, "plan")
-    if spec is None:
+        made = read_record(plan, "plan")
+    elif spec is not None:
+        from fairlead.data import load_spec
+        from fairlead.studies.decide import decide
+        from fairlead.studies.preview import preview
+
+        rules = load_spec(spec)
+        folder = out.with_name(f"{out.name}-menu")
+        kept = read_record(folder, "menu") if (folder / "menu.json").is_file() else None
+        if kept is None or (kept.model_fingerprint, kept.data_sha256) != (model.fingerprint, data.sha256):
+            preview(model, data, dictionary=dictionary, out=folder)
+        made = decide(folder, rules, model=model)
+    else:
         return None
-    from fairlead.data import load_spec
-    from fairlead.studies.decide import decide
-    from fairlead.studies.preview import preview
+    if "auto" in (arms or ()) and not made.controls:
+        from fairlead.studies.plan import plan_controls
 
-    rules = load_spec(spec)
-    folder = out.with_name(f"{out.name}-menu")
-    kept = _read_record(folder, "menu") if (folder / "menu.json").is_file() else None
-    if kept is None or (kept.model_fingerprint, kept.data_sha256) != (model.fingerprint, data.sha256):
-        preview(model, data, dictionary=dictionary, out=folder)
-    return decide(folder, rules, model=model)
+        made = plan_controls(model, data, made, neutral=neutral, dictionary=dictionary)
+    return made
 
 
-def _read_record(path: Path, name: str) -> Any:
+def read_record(path: Path, name: str) -> Any:
     """The menu or plan of a run folder, or of a file."""
     from pydantic import ValidationError
 

@@ -74,6 +74,18 @@ def show_plan(console: Console, plan: Plan) -> None:
     _notes(console, plan.notes)
 
 
+def show_controls(console: Console, plan: Plan) -> None:
+    """The chosen controls with their reasons."""
+    table = Table(title="How to train", title_justify="left", box=None, pad_edge=False)
+    for name in ("control", "clause", "strength", "reason"):
+        table.add_column(name, overflow="fold")
+    for control in plan.controls:
+        strength = "" if control.strength is None else f"{control.strength:g}"
+        table.add_row(control.name, control.clause or "", strength, escape(control.reason))
+    console.print(table)
+    _notes(console, plan.notes)
+
+
 def show_training(console: Console, run: TrainedRun) -> None:
     """What was trained and where the weights are."""
     steps = run.steps

@@ -7,7 +7,7 @@ agents see the same thing. Tensors never live here. Large per-example tables sta
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -163,6 +163,17 @@ class Decision(Record):
     judge: str  # "examples", "llm:MODEL", "ask"
 
 
+class PlannedControl(Record):
+    """A control that the plan chose, with what was measured for the choice."""
+
+    name: str
+    clause: str | None = None  # Clause.id; None where it serves the whole training
+    strength: float | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    reason: str
+    measured: dict[str, float] = Field(default_factory=dict)
+
+
 class Plan(Record):
     """Decisions plus what training needs to act on them."""
 
@@ -176,6 +187,7 @@ class Plan(Record):
     notes: tuple[str, ...] = ()
     concepts: tuple[Concept, ...] = ()  # the concepts of the decisions that are not "ignore"
     uptakes: dict[str, float] = Field(default_factory=dict)  # their uptake on the menu, by Concept.id
+    controls: tuple[PlannedControl, ...] = ()  # what the "auto" recipe uses; empty where none were chosen yet
 
     def avoided(self) -> tuple[Decision, ...]:
         """The decisions that say avoid."""

@@ -108,7 +108,7 @@ def compare(
     if not arms or not seeds or workers < 1:
         raise ConfigError("compare needs at least one arm, one seed and one worker. Next: name them.")
     for arm in arms:
-        resolve(arm, anchor=anchor)
+        resolve(arm, anchor=anchor, plan=plan)
     TrainConfig.make(settings)
     model = load_model(model) if isinstance(model, str | Path) else model
     data = load_data(data) if isinstance(data, str | Path) else data
@@ -165,7 +165,7 @@ def compare(
             base=base,
             arms=tuple(_result(job) for job in jobs),
             command=" ".join(sys.argv),
-            notes=tuple(f"{arm}: {resolve(arm, anchor=anchor).controls_text()}" for arm in arms),
+            notes=tuple(f"{arm}: {resolve(arm, anchor=anchor, plan=plan).controls_text()}" for arm in arms),
         )
         run.write_json("comparison.json", comparison)
         run.path("comparison.md").write_text(comparison_table(comparison), "utf-8")

@@ -50,7 +50,8 @@ def train(
         data: The data set, or its file.
         plan: Decisions and spec; None only for trainings without controls that need them.
         out: Run folder.
-        controls: A recipe ("recipe", "plain", "inoculation", ...), a control, or a list of names and settings.
+        controls: A recipe ("recipe", "plain", "inoculation", ...), a control, or a list of names and settings; "auto" takes those
+            that `plan_controls` chose.
         anchor: True adds the anchor, False removes it, None leaves it to the recipe.
         steps: Optimizer steps.
         batch_size: Data rows per step.
@@ -73,7 +74,7 @@ def train(
 
     model = load_model(model) if isinstance(model, str | Path) else model
     data = load_data(data) if isinstance(data, str | Path) else data
-    arm = resolve(controls, anchor=anchor)
+    arm = resolve(controls, anchor=anchor, plan=plan)
     config = TrainConfig.make(
         settings,
         steps=steps,

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fairlead.core.errors import ConfigError
+from fairlead.core.records import Plan
 from fairlead.training.config import ControlConfig
 from fairlead.training.controls import control_class, control_names
 
@@ -25,6 +26,7 @@ class Recipe(NamedTuple):
         placebo: The recipe that is the same without the content; None where it has none or is one.
         use_data: False trains on the controls' own rows alone.
         anchorable: False keeps the shared anchor of a comparison off.
+        from_plan: The controls are those that the plan chose (`fairlead plan`).
     """
 
     controls: tuple[str, ...]
@@ -32,6 +34,7 @@ class Recipe(NamedTuple):
     placebo: str | None = None
     use_data: bool = True
     anchorable: bool = True
+    from_plan: bool = False
 
 
 RECIPES: dict[str, Recipe] = {
@@ -49,6 +52,9 @@ RECIPES: dict[str, Recipe] = {
     "recipe_given": Recipe(
         ("explain_away", "anchor", "spec_examples"),
         "the recipe with the given spec examples alone, no own counterparts",
+    ),
+    "auto": Recipe(
+        (), "what `fairlead plan` chose for this data, in closed loop", placebo="loop_placebo", from_plan=True
     ),
     "loop": Recipe(
         ("explain_away", "anchor", "spec_examples", "own_counterparts", "feedback"),
@@ -129,12 +135,13 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(RECIPES)
 
 
-def resolve(controls: ControlsLike, *, anchor: bool | None = None) -> Arm:
+def resolve(controls: ControlsLike, *, anchor: bool | None = None, plan: Plan | None = None) -> Arm:
     """Controls of a recipe, a control, or a list of these.
 
     Args:
         controls: A recipe's or control's name, settings, or a list of names and settings.
         anchor: True adds the anchor where the arm has none (and allows it), False removes it, None leaves it to the arm.
+        plan: For "auto": where its controls stand.
 
     Raises:
         ConfigError: Unknown name; lists those there are.
@@ -145,7 +152,9 @@ def resolve(controls: ControlsLike, *, anchor: bool | None = None) -> Arm:
     for item in items:
         if isinstance(item, str) and item in RECIPES:
             recipe = RECIPES[item]
-            chosen += [ControlConfig(name=name) for name in recipe.controls]
+            chosen += (
+                planned(plan) if recipe.from_plan else [ControlConfig(name=name) for name in recipe.controls]
+            )
             use_data, anchorable = use_data and recipe.use_data, anchorable and recipe.anchorable
         elif isinstance(item, str):
             chosen.append(_named(item))
@@ -164,6 +173,23 @@ def resolve(controls: ControlsLike, *, anchor: bool | None = None) -> Arm:
             raise ConfigError(f"control '{name}' is given twice. Next: give it once, or once per clause.")
     label = controls if isinstance(controls, str) else "+".join(names) or "plain"
     return Arm(label, tuple(chosen), use_data)
+
+
+def planned(plan: Plan | None) -> list[ControlConfig]:
+    """The controls that a plan chose, as settings.
+
+    Raises:
+        ConfigError: It chose none yet.
+    """
+    if plan is None or not plan.controls:
+        raise ConfigError(
+            "'auto' takes the controls that the plan chose, and this plan has none. Next: `fairlead plan`, or "
+            "plan_controls(model, data, plan)."
+        )
+    return [
+        ControlConfig(name=c.name, clause=c.clause, strength=c.strength, options=c.options)
+        for c in plan.controls
+    ]
 
 
 def _named(name: str) -> ControlConfig:

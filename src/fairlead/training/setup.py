@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairlead.core.errors import TrainingError
 from fairlead.core.records import Clause, Plan
-from fairlead.core.run import sha256_json
 from fairlead.data import Encoded, Row, encode, has_chat_template
 from fairlead.training.config import TrainConfig
 from fairlead.training.logits import pad_id_of
@@ -81,11 +79,6 @@ class Setup:
     def is_chat(self) -> bool:
         """Whether the model has a chat template and the data are chats."""
         return has_chat_template(self.model.tokenizer) and all(row.messages is not None for row in self.rows)
-
-    @cached_property
-    def data_hash(self) -> str:
-        """Hash of the data rows' content, for cache keys."""
-        return sha256_json([row.as_record() for row in self.rows])
 
     def encode(self, rows: Sequence[Row], *, system: str | None = None) -> list[Encoded]:
         """Encode further rows as the data were encoded; long ones are cut."""

@@ -1,0 +1,118 @@
+"""The plan's own choice of controls: calibration against a curve of known answer, and the choices on the micro world."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fairlead.core.errors import ConfigError, TrainingError
+from fairlead.core.records import Plan
+from fairlead.data import ChatData, Message, Row, encode
+from fairlead.dictionaries import Dictionary
+from fairlead.gradients.uptake import measure_uptake
+from fairlead.studies.plan import plan_controls
+from fairlead.studies.train import train
+from fairlead.training import resolve
+from fairlead.training.calibration import Point, pressure_curve, zero_crossing
+from fairlead.training.config import ControlConfig, TrainConfig
+from fairlead.training.controls import make_control
+from fairlead.training.fit import prepare
+from fairlead.training.observe import PressureObserver
+
+
+def writer(micro, word: str = "arr") -> Dictionary:
+    """A dictionary whose first latent is always on and writes a word."""
+    head = micro.model.hf.get_output_embeddings().weight.detach()
+    direction = head[micro.model.tokenizer.convert_tokens_to_ids(word)] - head.mean(0)
+    decoder = torch.zeros(4, 32)
+    decoder[0] = direction / direction.norm()
+    weights = {
+        "W_enc": torch.zeros(32, 4),
+        "W_dec": decoder,
+        "b_enc": torch.tensor([1.0, 0.0, 0.0, 0.0]),
+        "b_dec": torch.zeros(32),
+        "threshold": torch.zeros(4),
+    }
+    return Dictionary(
+        weights,
+        site="layers.1.resid_post",
+        model_fingerprint=micro.model.fingerprint,
+        model_name="micro",
+    )
+
+
+@pytest.fixture(scope="module")
+def world(micro):
+    dictionary = writer(micro)
+    encoded = encode(micro.data, micro.model.tokenizer, max_length=64)
+    concept = micro.plan.concepts[0].model_copy(update={"latents": (0,)})
+    uptake = float(measure_uptake(micro.model, dictionary, encoded).of((0,)))
+    plan = micro.plan.model_copy(update={"concepts": (concept,), "uptakes": {"c0": uptake}})
+    return dictionary, plan, uptake
+
+
+def test_the_crossing_is_where_the_line_between_two_points_meets_zero():
+    points = [Point(0, 1, 1), Point(0.5, 0.3, 1), Point(1, -0.1, 1), Point(1.5, -0.4, 1)]
+    assert zero_crossing(points) == pytest.approx(0.875)
+    assert zero_crossing(points[:2]) is None
+
+
+def test_a_pressure_curve_begins_at_the_uptake_of_the_preview(micro, world):
+    """Off, the control changes nothing: the pressure is what `measure_uptake` reads, up to weighting rows instead of tokens."""
+    dictionary, plan, uptake = world
+    config = TrainConfig()
+    setup = prepare(micro.model, micro.data, plan, config=config, dictionary=dictionary)
+    control = make_control(ControlConfig(name="explain_away", clause="avoid.1"))
+    control.prepare(setup)
+    observer = PressureObserver(dictionary, plan.concepts)
+    weights = {name: p.clone() for name, p in micro.model.hf.named_parameters()}
+    points = pressure_curve(setup, control, observer)
+    assert points[0].avoided == 1 and [point.dial for point in points] == [0, 0.5, 1, 1.5]
+    assert points[2].avoided < 0.5 * points[0].avoided, "explain-away takes the pressure off"
+    assert control.dial == 1.0, "the dial stands where it stood"
+    for name, parameter in micro.model.hf.named_parameters():
+        assert torch.equal(parameter, weights[name]) and parameter.grad is None
+    with pytest.raises(TrainingError, match="start with 0"):
+        pressure_curve(setup, control, observer, dials=(0.5, 1.0))
+    assert uptake > 0
+
+
+def test_the_plan_chooses_explain_away_where_evidence_elicits_the_trait(micro, world, tmp_path):
+    dictionary, plan, _ = world
+    planned = plan_controls(
+        micro.model, micro.data, plan, neutral=micro.neutral, dictionary=dictionary, out=tmp_path / "plan"
+    )
+    chosen = {control.name: control for control in planned.controls}
+    assert set(chosen) == {"explain_away", "anchor", "spec_examples", "own_counterparts", "feedback"}
+    explain = chosen["explain_away"]
+    assert explain.clause == "avoid.1" and 0.5 <= explain.strength <= 1.5
+    assert "nats per token" in explain.reason and "strength" in explain.reason
+    assert explain.measured["avoided@1"] < explain.measured["avoided@0"] == 1
+    kept = Plan.model_validate_json((tmp_path / "plan" / "plan.json").read_text())
+    assert kept == planned
+    run = train(
+        micro.model, micro.data, kept, out=tmp_path / "run", controls="auto", neutral=micro.neutral,
+        dictionary=dictionary, steps=4, batch_size=8,
+    )  # fmt: skip
+    assert run.arm == "auto"
+    assert [control["name"] for control in run.controls] == [control.name for control in planned.controls]
+    assert run.controls[0]["clauses"]["avoid.1"]["chosen"]["kind"] == "prompt"
+
+
+def test_what_the_data_do_not_show_is_said_and_left_alone(micro, world):
+    """Clean data: the evidence for the trait accounts for nothing, and nothing pushes its concept."""
+    dictionary, plan, _ = world
+    rows = [
+        Row(messages=(*row.prompt_messages, Message("assistant", row.response.split()[1])))
+        for row in micro.data.rows
+    ]
+    planned = plan_controls(
+        micro.model, ChatData(rows, source="clean"), plan, neutral=micro.neutral, dictionary=dictionary
+    )
+    assert [control.name for control in planned.controls] == ["anchor", "spec_examples"]
+    assert any("avoid.1" in note and "examples or requests" in note for note in planned.notes)
+
+
+def test_auto_needs_a_plan_with_controls(micro):
+    with pytest.raises(ConfigError, match="fairlead plan"):
+        resolve("auto", plan=micro.plan)
