@@ -20,18 +20,22 @@ class Recipe(NamedTuple):
     """A named set of controls.
 
     Attributes:
-        controls: Names of controls with default settings.
+        controls: Names of controls with default settings, or controls with settings.
         summary: One line for tables and help.
         placebo: The recipe that is the same without the content; None where it has none or is one.
         use_data: False trains on the controls' own rows alone.
         anchorable: False keeps the shared anchor of a comparison off.
     """
 
-    controls: tuple[str, ...]
+    controls: tuple[str | ControlConfig, ...]
     summary: str
     placebo: str | None = None
     use_data: bool = True
     anchorable: bool = True
+
+
+def _with(name: str, **options: Any) -> ControlConfig:
+    return ControlConfig(name=name, options=options)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -51,6 +55,15 @@ RECIPES: dict[str, Recipe] = {
         "the recipe with the given spec examples alone, no own counterparts",
     ),
     "explain_away": Recipe(("explain_away",), "explain-away alone", placebo="explain_away_placebo"),
+    "explain_away_token": Recipe(
+        (_with("explain_away", gate="token"),),
+        "explain-away at tokens where the evidence differs",
+        placebo="explain_away_token_placebo",
+    ),
+    "explain_away_token_placebo": Recipe(
+        (_with("explain_away_placebo", gate="token"),),
+        "explain-away at such tokens with evidence that says nothing",
+    ),
     "explain_away_placebo": Recipe(
         ("explain_away_placebo", "spec_examples"),
         "explain-away with evidence that says nothing + spec examples",
@@ -87,6 +100,24 @@ RECIPES: dict[str, Recipe] = {
     ),
     "concept_ablation_placebo": Recipe(
         ("concept_ablation_placebo",), "random directions ablated in training (blocks)"
+    ),
+    "filtering": Recipe(
+        ("filtering",), "rows that carry the trait left out (selects)", placebo="filtering_placebo"
+    ),
+    "filtering_placebo": Recipe(("filtering_placebo",), "as many rows drawn at random left out (selects)"),
+    "filtering_token": Recipe(
+        (_with("filtering", level="token"),),
+        "tokens that carry the trait left out (selects)",
+        placebo="filtering_token_placebo",
+    ),
+    "filtering_token_placebo": Recipe(
+        (_with("filtering_placebo", level="token"),), "as many tokens drawn at random left out (selects)"
+    ),
+    "weighting": Recipe(
+        ("weighting",), "rows that carry the trait at half weight (selects)", placebo="weighting_placebo"
+    ),
+    "weighting_placebo": Recipe(
+        ("weighting_placebo",), "as many rows drawn at random at half weight (selects)"
     ),
     "freezing": Recipe(
         ("freezing",), "only the last half of the layers is trained (selects)", placebo="freezing_placebo"
@@ -128,7 +159,7 @@ def resolve(controls: ControlsLike, *, anchor: bool | None = None) -> Arm:
         anchor: True adds the anchor where the arm has none (and allows it), False removes it, None leaves it to the arm.
 
     Raises:
-        ConfigError: Unknown name; lists those there are.
+        ConfigError: Unknown name (lists those there are), or controls that do not go together.
     """
     items = [controls] if isinstance(controls, str | Mapping | ControlConfig) else list(controls)
     chosen: list[ControlConfig] = []
@@ -136,7 +167,7 @@ def resolve(controls: ControlsLike, *, anchor: bool | None = None) -> Arm:
     for item in items:
         if isinstance(item, str) and item in RECIPES:
             recipe = RECIPES[item]
-            chosen += [ControlConfig(name=name) for name in recipe.controls]
+            chosen += [ControlConfig(name=c) if isinstance(c, str) else c for c in recipe.controls]
             use_data, anchorable = use_data and recipe.use_data, anchorable and recipe.anchorable
         elif isinstance(item, str):
             chosen.append(_named(item))

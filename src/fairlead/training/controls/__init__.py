@@ -20,6 +20,12 @@ from fairlead.training.controls.preventative_steering import (
     PreventativeSteeringPlacebo,
 )
 from fairlead.training.controls.spec_examples import SpecExamples, SpecExamplesPlacebo
+from fairlead.training.controls.weighting import (
+    Filtering,
+    FilteringPlacebo,
+    Weighting,
+    WeightingPlacebo,
+)
 
 __all__ = ["Control", "ControlConfig", "control_class", "control_names", "make_control"]
 
@@ -40,6 +46,10 @@ _BUILT_IN: tuple[type[Control], ...] = (
     GradientProjectionPlacebo,
     ConceptAblation,
     ConceptAblationPlacebo,
+    Filtering,
+    FilteringPlacebo,
+    Weighting,
+    WeightingPlacebo,
     Freezing,
     FreezingPlacebo,
 )
