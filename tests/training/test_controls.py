@@ -373,7 +373,7 @@ def test_freezing_names_layers_that_are_not_there_and_draws_as_many_for_its_plac
         prepared(micro, "freezing", layers=(7,))
     real, _ = prepared(micro, "freezing", layers="first_half")
     fake, _ = prepared(micro, "freezing_placebo", layers="first_half")
-    assert real.layers == {0} and len(fake.layers) == 1
+    assert real.chosen == {0} and len(fake.chosen) == 1
     with pytest.raises(ConfigError, match="no dial"):
         real.turn(0.5)
 

@@ -123,6 +123,24 @@ RECIPES: dict[str, Recipe] = {
         ("freezing",), "only the last half of the layers is trained (selects)", placebo="freezing_placebo"
     ),
     "freezing_placebo": Recipe(("freezing_placebo",), "as many layers drawn at random are trained (selects)"),
+    "freezing_heads": Recipe(
+        (_with("freezing", what="heads"),),
+        "all but the attention heads that tell the trait is trained (selects)",
+        placebo="freezing_heads_placebo",
+    ),
+    "freezing_heads_placebo": Recipe(
+        (_with("freezing_placebo", what="heads"),),
+        "all but as many heads drawn at random is trained (selects)",
+    ),
+    "freezing_neurons": Recipe(
+        (_with("freezing", what="neurons"),),
+        "all but the neurons that tell the trait is trained (selects)",
+        placebo="freezing_neurons_placebo",
+    ),
+    "freezing_neurons_placebo": Recipe(
+        (_with("freezing_placebo", what="neurons"),),
+        "all but as many neurons drawn at random is trained (selects)",
+    ),
     "anchor": Recipe(("anchor",), "plain fine-tuning + anchor"),
     "anchor_placebo": Recipe(
         ("anchor_placebo",), "plain fine-tuning + anchor on random tokens", anchorable=False
