@@ -85,6 +85,15 @@ RECIPES: dict[str, Recipe] = {
     "preventative_steering_placebo": Recipe(
         ("preventative_steering_placebo",), "steering with random directions of equal norm"
     ),
+    "steering_feedback": Recipe(
+        (_with("preventative_steering", feedback=True),),
+        "preventative steering, its coefficient set by measurement",
+        placebo="steering_feedback_placebo",
+    ),
+    "steering_feedback_placebo": Recipe(
+        (_with("preventative_steering_placebo", feedback=True),),
+        "steering with random directions, their coefficient set by measurement",
+    ),
     "gradient_projection": Recipe(
         ("gradient_projection",),
         "gradient projection off the trait's directions (blocks)",
