@@ -29,6 +29,7 @@ from fairlead.training.adapter import (
     run_trainer,
 )
 from fairlead.training.batching import Composer
+from fairlead.training.combinations import check_combination
 from fairlead.training.config import DialMove, TrainConfig
 from fairlead.training.controls import make_control
 from fairlead.training.dials import Dials, read_moves
@@ -92,6 +93,7 @@ def fit(
 
     Raises:
         DataError: The data cannot be encoded.
+        ConfigError: Controls that do not go together.
         TrainingError: A control lacks what it needs, or the loss is not finite.
     """
     if not model.is_causal:
@@ -105,6 +107,9 @@ def fit(
         dictionary=dictionary,
         cache=cache or folder / "cache",
     )
+    for remark in check_combination(config.controls, use_data=config.use_data):
+        setup.notes.append(remark)
+        say(remark)
     controls = [make_control(item) for item in config.controls]
     for control in controls:
         control.prepare(setup)

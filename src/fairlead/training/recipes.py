@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fairlead.core.errors import ConfigError
+from fairlead.training.combinations import check_combination
 from fairlead.training.config import ControlConfig
 from fairlead.training.controls import control_class, control_names
 
@@ -211,6 +212,7 @@ def resolve(controls: ControlsLike, *, anchor: bool | None = None) -> Arm:
     for name in set(names):
         if names.count(name) > 1 and len({c.clause for c in chosen if c.name == name}) < names.count(name):
             raise ConfigError(f"control '{name}' is given twice. Next: give it once, or once per clause.")
+    check_combination(chosen, use_data=use_data)
     label = controls if isinstance(controls, str) else "+".join(names) or "plain"
     return Arm(label, tuple(chosen), use_data)
 
