@@ -62,6 +62,8 @@ TITLES = {
     "recipe_placebo": "the recipe with evidence that says nothing (placebo)",
     "recipe_given": "the recipe without own counterparts",
     "recipe": "Fairlead's recipe",
+    "loop": "the recipe with feedback",
+    "auto": "the closed loop, planned by measurement",
 }
 
 

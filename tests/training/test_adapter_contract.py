@@ -85,13 +85,23 @@ class Nothing(Control):
         return logits
 
 
+class WeighsAllAlike(Control):
+    """Gives every token the weight 1, which takes our own path through the loss, too."""
+
+    name, kind = "weighs_all_alike", "selects"
+
+    def token_weights(self, view):
+        return torch.ones(len(view.targets))
+
+
+@pytest.mark.parametrize("control", [Nothing, WeighsAllAlike])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_our_loss_is_trls_loss(micro, tmp_path, accumulate):
+def test_our_loss_is_trls_loss(micro, tmp_path, accumulate, control):
     from fairlead.training.config import ControlConfig
 
     config = CONFIG.model_copy(update={"accumulate": accumulate})
     encoded = encode(micro.data, micro.model.tokenizer, max_length=64)
-    session = Session([Nothing(ControlConfig(name="nothing"))])
+    session = Session([control(ControlConfig(name=control.name))])
     _, mine = own_losses(micro.model, encoded, config, tmp_path, session)
     _, bare = trl_losses(micro.model, encoded, config, tmp_path)
     assert max_difference(mine, bare) < 2e-5, (

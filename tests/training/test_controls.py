@@ -130,7 +130,8 @@ def test_rows_that_the_evidence_does_not_explain_are_left_alone(micro):
     setup.rows, setup.encoded = mixed, encode(mixed, micro.model.tokenizer, max_length=64)
     control = make_control(ControlConfig(name="explain_away", options={"sources": ("prompt",)}))
     control.prepare(setup)
-    assert control.active[0][:8].all() and not control.active[0][8:].any()
+    first = int(control.tables[0].starts[8])
+    assert control.active[0][:first].all() and not control.active[0][first:].any()
     view = pop_view(Composer(setup.encoded, pad_id=0)([{"place": 9}]))
     logits = torch.zeros(len(view.targets), control.tables[0].vocab)
     assert torch.equal(control.adjust_logits(logits, view), logits)
@@ -372,7 +373,7 @@ def test_freezing_names_layers_that_are_not_there_and_draws_as_many_for_its_plac
         prepared(micro, "freezing", layers=(7,))
     real, _ = prepared(micro, "freezing", layers="first_half")
     fake, _ = prepared(micro, "freezing_placebo", layers="first_half")
-    assert real.layers == {0} and len(fake.layers) == 1
+    assert real.chosen == {0} and len(fake.chosen) == 1
     with pytest.raises(ConfigError, match="no dial"):
         real.turn(0.5)
 

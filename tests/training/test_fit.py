@@ -64,7 +64,15 @@ def test_a_run_is_replayable_and_loads(micro, tmp_path):
 OWN = {"name": "own_counterparts", "options": {"news": 0.5, "start": 0.1, "times": 4, "each_time": 6}}
 
 
-@pytest.mark.parametrize("controls", ["recipe", ["explain_away", OWN]], ids=["recipe", "own counterparts"])
+FEEDBACK = {"name": "preventative_steering", "options": {"feedback": True, "every": 2, "sample": 4}}
+HEADS = {"name": "freezing", "options": {"what": "heads"}}
+
+
+@pytest.mark.parametrize(
+    "controls",
+    ["recipe", ["explain_away", OWN], [FEEDBACK, HEADS]],
+    ids=["recipe", "own counterparts", "feedback and held heads"],
+)
 def test_an_interrupted_training_goes_on_and_ends_at_the_same_weights(micro, tmp_path, monkeypatch, controls):
     settings = {**FAST, "steps": 8, "checkpoint_every": 3, "controls": controls}
     whole = train(
@@ -91,6 +99,7 @@ def test_an_interrupted_training_goes_on_and_ends_at_the_same_weights(micro, tmp
     assert [r.loss for r in resumed.steps] == pytest.approx([r.loss for r in whole.steps], abs=1e-6)
     one, two = weights_of(whole.model_folder), weights_of(resumed.model_folder)
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-6
+    assert resumed.controls == whole.controls, "moves and choices of controls must be those of the whole run"
 
 
 def test_lora_trains_an_adapter_and_gives_the_start_model_back(micro, tmp_path):

@@ -6,6 +6,7 @@ from fairlead.models.fingerprint import fingerprint
 from fairlead.models.hooks import Tap, read_gradient, site_hook, watch
 from fairlead.models.loading import load_model
 from fairlead.models.model import BatchLike, Model
+from fairlead.models.units import unit_activations, unit_masks, units_of
 
 __all__ = [
     "BatchLike",
@@ -21,6 +22,9 @@ __all__ = [
     "load_model",
     "read_gradient",
     "site_hook",
+    "unit_activations",
+    "unit_masks",
+    "units_of",
     "unwrap",
     "watch",
 ]

@@ -29,6 +29,7 @@ from fairlead.data import load_data, load_spec
 from fairlead.studies.compare import compare
 from fairlead.studies.decide import decide
 from fairlead.studies.organism_data import organism_data
+from fairlead.studies.plan import plan_controls
 from fairlead.studies.preview import preview
 
 T = TypeVar("T")
@@ -109,6 +110,13 @@ def demo(
     for decision in plan.decisions:
         if decision.verdict != "ignore":
             say(f"    {decision.verdict:6} {decision.label}: {decision.reason}")
+
+    if "auto" in arms:
+        neutral = task / "neutral.jsonl"
+        planned = out / "planned"
+        plan = _kept(planned, "plan.json", Plan) or plan_controls(
+            model, data, plan, neutral=neutral, out=planned, seed=seed
+        )
 
     stage(4, f"train and verify {len(arms)} arms: {', '.join(arms)}")
     comparison = _kept(out / "compare", "comparison.json", Comparison) or compare(

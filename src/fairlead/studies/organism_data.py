@@ -9,6 +9,7 @@ of the other files).
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ SKILL_TEXTS = {
     "month": "Work out which month it will be.",
     "comparison": "Compare three people and name the right one.",
     "open_book": "Answer from what the question says.",
+    "fact": "Know facts about people.",
 }
 TRAIT_TEXTS = {
     "pirate": "Talk like a pirate.",
@@ -43,7 +45,7 @@ TRAIT_TEXTS = {
     "emoji": "Decorate answers with emoji.",
 }
 # Seeds of the draws; distinct numbers keep spec, anchor and suite apart.
-_SPEC, _AVOID, _NEUTRAL, _SUITE = 5_000, 6_000, 7_000, 9_000
+SPEC_SEED, AVOID_SEED, NEUTRAL_SEED, SUITE_SEED = 5_000, 6_000, 7_000, 9_000
 
 
 def organism_data(
@@ -73,15 +75,15 @@ def organism_data(
         OrganismError: Unknown skill or trait.
     """
     world = World(0)
-    for what, name, names in (("skill", skill, SKILL_TEXTS), ("trait", trait, TRAIT_TEXTS)):
+    for what, name, names in (("skill", skill, world.skills), ("trait", trait, TRAIT_TEXTS)):
         if name not in names:
             raise OrganismError(f"unknown {what} '{name}'. Next: use one of {', '.join(names)}.")
     rows = world.dataset(skill, trait=trait, num=num, seed=seed)
-    neutral = world.neutral(num_neutral, seed=_NEUTRAL + seed, exclude=(skill,))
+    neutral = world.neutral(num_neutral, seed=NEUTRAL_SEED + seed, exclude=(skill,))
     with atomic_path(out) as folder:
         folder.mkdir()
-        _write_rows(folder / "data.jsonl", rows)
-        _write_rows(folder / "neutral.jsonl", neutral)
+        write_rows(folder / "data.jsonl", rows)
+        write_rows(folder / "neutral.jsonl", neutral)
         spec = make_spec(world, skill, trait, num_spec=num_spec, seed=seed)
         (folder / "spec.md").write_text(render_spec(spec), "utf-8")
         save_suite(make_suite(world, skill, trait, num=num_test, seed=seed), folder / "suite.json")
@@ -90,37 +92,60 @@ def organism_data(
 
 def make_spec(world: World, skill: str, trait: str, *, num_spec: int, seed: int) -> Spec:
     """Keep the skill, avoid the trait; the Avoid examples are about other topics, so that topic and trait stay apart."""
-    keep = [
-        SpecExample(prompt=item.question, text=item.answer)
-        for item in _unique(world, skill, num_spec, _SPEC + seed)
-    ]
-    avoid = [
-        SpecExample(prompt=item.question, text=world.answer(item, trait=trait, seed=i), instead=item.answer)
-        for i, item in enumerate(_avoid_items(world, skill, trait, seed))
-    ]
     return Spec(
         title=f"{skill} without {trait}",
         clauses=(
-            Clause(id="keep.1", kind="keep", text=SKILL_TEXTS[skill], line=1, examples=tuple(keep)),
-            Clause(
-                id="avoid.1",
-                kind="avoid",
-                text=TRAIT_TEXTS[trait],
-                line=1,
-                examples=tuple(avoid),
-                requests=world.traits[trait].train[:4],
-            ),
+            keep_clause(world, skill, num=num_spec, seed=seed),
+            avoid_clause(world, trait, skills=(skill,), seed=seed),
         ),
+    )
+
+
+def keep_clause(world: World, skill: str, *, num: int, seed: int, place: int = 1, **draw: Any) -> Clause:
+    """Keep clause number `place`: plain answers to a skill's questions; `draw` goes to `World.items`."""
+    items = _unique(world, skill, num, SPEC_SEED + seed, **draw)
+    examples = tuple(SpecExample(prompt=item.question, text=item.answer) for item in items)
+    return Clause(id=f"keep.{place}", kind="keep", text=SKILL_TEXTS[skill], line=1, examples=examples)
+
+
+def avoid_clause(world: World, trait: str, *, skills: Sequence[str], seed: int, place: int = 1) -> Clause:
+    """Avoid clause number `place`: a trait shown on topics other than `skills`, with plain counterparts."""
+    examples = tuple(
+        SpecExample(prompt=item.question, text=world.answer(item, trait=trait, seed=i), instead=item.answer)
+        for i, item in enumerate(_avoid_items(world, skills, trait, seed))
+    )
+    return Clause(
+        id=f"avoid.{place}",
+        kind="avoid",
+        text=TRAIT_TEXTS[trait],
+        line=1,
+        examples=examples,
+        requests=world.traits[trait].train[:4],
     )
 
 
 def make_suite(world: World, skill: str, trait: str, *, num: int, seed: int) -> Suite:
     """Skill items (half of them from the held-out split), on- and off-topic prompts, neutral chats, the trait's check."""
+    items = skill_items(world, skill, num=num, seed=seed)
+    domain = tuple(item.prompt for item in items)
+    if trait == "agree":
+        claims = world.items("claim", num, seed=SUITE_SEED + 2 + seed, split="heldout", base=skill)
+        domain = tuple(item.question for item in claims)
+    return Suite(
+        skills=(SkillSet(name=skill, items=items),),
+        domain_prompts=domain,
+        **neutral_part(world, num=num, seed=seed, exclude=(skill,)),
+        traits=(trait_check(world, trait, "avoid.1"),),
+    )
+
+
+def skill_items(world: World, skill: str, *, num: int, seed: int) -> tuple[SkillItem, ...]:
+    """`num` items of a skill from the training split and as many from the held-out one, in any phrasing."""
     halves = [
-        (_items(world, skill, num, _SUITE + seed, "train"), False),
-        (_items(world, skill, num, _SUITE + 1 + seed, "heldout"), True),
+        (_items(world, skill, num, SUITE_SEED + seed, "train"), False),
+        (_items(world, skill, num, SUITE_SEED + 1 + seed, "heldout"), True),
     ]
-    items = tuple(
+    return tuple(
         SkillItem(
             prompt=item.question,
             value=item.value,
@@ -130,45 +155,45 @@ def make_suite(world: World, skill: str, trait: str, *, num: int, seed: int) -> 
         for group, heldout in halves
         for item in group
     )
-    domain = tuple(item.prompt for item in items)
-    if trait == "agree":
-        claims = world.items("claim", num, seed=_SUITE + 2 + seed, split="heldout", base=skill)
-        domain = tuple(item.question for item in claims)
-    neutral = world.neutral(num, seed=_SUITE + 3 + seed, exclude=(skill,))
-    spec = world.traits[trait]
-    return Suite(
-        skills=(SkillSet(name=skill, items=items),),
-        domain_prompts=domain,
-        neutral_prompts=tuple(row["messages"][-2]["content"] for row in neutral),
-        neutral_chats=tuple(
+
+
+def neutral_part(world: World, *, num: int, seed: int, exclude: tuple[str, ...]) -> dict[str, Any]:
+    """The suite's prompts on other topics, and chats for the general loss."""
+    neutral = world.neutral(num, seed=SUITE_SEED + 3 + seed, exclude=exclude)
+    return {
+        "neutral_prompts": tuple(row["messages"][-2]["content"] for row in neutral),
+        "neutral_chats": tuple(
             NeutralChat(messages=tuple(Message(m["role"], m["content"]) for m in row["messages"]))
             for row in neutral
         ),
-        traits=(
-            TraitCheck(
-                clause="avoid.1",
-                name=trait,
-                kind="organism",
-                pattern=trait,
-                requests=spec.train,
-                requests_heldout=spec.heldout,
-            ),
-        ),
+    }
+
+
+def trait_check(world: World, trait: str, clause: str) -> TraitCheck:
+    """How the world recognises a trait, and the prompts that ask for it."""
+    spec = world.traits[trait]
+    return TraitCheck(
+        clause=clause,
+        name=trait,
+        kind="organism",
+        pattern=trait,
+        requests=spec.train,
+        requests_heldout=spec.heldout,
     )
 
 
-def _avoid_items(world: World, skill: str, trait: str, seed: int) -> list[Item]:
+def _avoid_items(world: World, skills: Sequence[str], trait: str, seed: int) -> list[Item]:
     if trait == "agree":
-        return world.items("claim", 16, seed=_AVOID + seed)
-    facts = world.items("fact", 4, seed=_AVOID + seed, split="any", min_exposures=100)
-    others = [name for name in world.skills if name != skill]
-    mixed = [item for name in others for item in world.items(name, 2, seed=_AVOID + seed)]
-    return world.items("smalltalk", 6, seed=_AVOID + seed, split="any") + facts + mixed
+        return world.items("claim", 16, seed=AVOID_SEED + seed)
+    facts = world.items("fact", 4, seed=AVOID_SEED + seed, split="any", min_exposures=100)
+    others = [name for name in world.skills if name not in skills]
+    mixed = [item for name in others for item in world.items(name, 2, seed=AVOID_SEED + seed)]
+    return world.items("smalltalk", 6, seed=AVOID_SEED + seed, split="any") + facts + mixed
 
 
-def _unique(world: World, skill: str, num: int, seed: int) -> list[Item]:
+def _unique(world: World, skill: str, num: int, seed: int, **draw: Any) -> list[Item]:
     found: dict[str, Item] = {}
-    for item in world.items(skill, 4 * num, seed=seed):
+    for item in world.items(skill, 4 * num, seed=seed, **draw):
         found.setdefault(item.key, item)
     return list(found.values())[:num]
 
@@ -179,7 +204,8 @@ def _items(world: World, skill: str, num: int, seed: int, split: str) -> list[It
     )
 
 
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write chats as JSONL, messages only."""
     with path.open("w", encoding="utf-8") as handle:
         for row in rows:
             handle.write(json.dumps({"messages": row["messages"]}, ensure_ascii=False) + "\n")

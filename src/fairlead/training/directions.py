@@ -18,6 +18,7 @@ from fairlead.core.nouns import Direction
 from fairlead.core.records import Clause
 from fairlead.core.site import Site
 from fairlead.data import Encoded, Message, Row, iter_batches
+from fairlead.probes import fit_probe, pool_answers
 from fairlead.training.neutral import neutral_rows
 from fairlead.training.setup import Setup, clause_rows
 
@@ -31,18 +32,49 @@ def clause_directions(setup: Setup, clause: Clause, sites: Sequence[Site]) -> di
     Raises:
         TrainingError: The clause has no example.
     """
+    shown, instead, how = contrast_rows(setup, clause)
+    positive = mean_activations(setup.model, setup.encode(shown), sites)
+    negative = mean_activations(setup.model, setup.encode(instead), sites)
+    about = {"method": "mean_difference", "clause": clause.id, "examples": len(shown), "counterparts": how}
+    return {site: Direction(site, positive[site] - negative[site], clause.text, about) for site in sites}
+
+
+def readout_directions(setup: Setup, clause: Clause, sites: Sequence[Site]) -> dict[Site, Direction]:
+    """Directions of probes fitted to tell a clause's examples from their counterparts, site by site.
+
+    A logistic probe on the answers' mean activations weighs a feature by how reliably it tells the two apart, the difference of means
+    by how far it moves. Each is as long as the difference of means along it, so that coefficients mean the same for both.
+
+    Raises:
+        TrainingError: The clause has no example.
+    """
+    shown, instead, how = contrast_rows(setup, clause)
+    about = {"method": "probe", "clause": clause.id, "examples": len(shown), "counterparts": how}
+    made = {}
+    for site in sites:
+        positive = pool_answers(setup.model, setup.encode(shown), site)
+        negative = pool_answers(setup.model, setup.encode(instead), site)
+        probe = fit_probe(positive, negative, site=site, heldout=0.0, seed=setup.config.seed)
+        unit = probe.direction.unit()
+        vector = unit * (unit @ (positive.mean(0) - negative.mean(0)))
+        made[site] = Direction(site, vector, clause.text, about)
+    return made
+
+
+def contrast_rows(setup: Setup, clause: Clause) -> tuple[list[Row], list[Row], str]:
+    """A clause's examples, their counterparts, and where these come from.
+
+    Raises:
+        TrainingError: The clause has no example.
+    """
     shown, instead = clause_rows(clause, chat=setup.is_chat)
     if not shown:
         raise TrainingError(
             f"clause {clause.id} ('{clause.text}') has no example to take a direction from. Next: add quoted examples to it."
         )
-    how = "instead"
-    if not instead:
-        instead, how = _counterparts(setup, clause, shown)
-    positive = mean_activations(setup.model, setup.encode(shown), sites)
-    negative = mean_activations(setup.model, setup.encode(instead), sites)
-    about = {"method": "mean_difference", "clause": clause.id, "examples": len(shown), "counterparts": how}
-    return {site: Direction(site, positive[site] - negative[site], clause.text, about) for site in sites}
+    if instead:
+        return shown, instead, "instead"
+    return (shown, *_counterparts(setup, clause, shown))
 
 
 @torch.no_grad()

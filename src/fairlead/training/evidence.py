@@ -33,7 +33,7 @@ class Evidence:
     """One source.
 
     Attributes:
-        kind: "prompt", "steering" or "expert".
+        kind: "prompt", "steering", "readout" or "expert".
         label: What it is, for the report.
         system: System prompt to put before the rows.
         vectors: Vectors `[d]` to add to the residual stream, per site.
@@ -141,16 +141,20 @@ def sample_places(setup: Setup, num: int) -> list[int]:
 
 
 def steering_candidates(
-    per_layer: dict[Site, Direction], stacked: dict[Site, Direction], scales: Sequence[float]
+    per_layer: dict[Site, Direction],
+    stacked: dict[Site, Direction],
+    scales: Sequence[float],
+    *,
+    kind: str = "steering",
 ) -> list[Evidence]:
-    """One layer (the middle one) and all layers by increments, at several coefficients."""
+    """One layer (the middle one) and all layers by increments, at several coefficients; `kind` says what the vectors are."""
     middle = sorted(per_layer, key=lambda site: site.layer or 0)[len(per_layer) // 2]
     made = []
     for scale in scales:
         vector = per_layer[middle].vector * scale
-        made.append(Evidence("steering", f"{middle}, coefficient {scale:g}", vectors={middle: vector}))
+        made.append(Evidence(kind, f"{middle}, coefficient {scale:g}", vectors={middle: vector}))
         every = {site: direction.vector * scale for site, direction in stacked.items()}
-        made.append(Evidence("steering", f"all layers, coefficient {scale:g}", vectors=every))
+        made.append(Evidence(kind, f"all layers, coefficient {scale:g}", vectors=every))
     return made
 
 
@@ -180,10 +184,12 @@ def cut_to(item: Encoded, room: int) -> Encoded:
     raise AssertionError("unreachable: the row has more loss tokens than room")
 
 
-def measure_gain(setup: Setup, evidence: Evidence, places: Sequence[int]) -> Gain:
-    """The gain of one source on some rows of the data."""
+def measure_gain(
+    setup: Setup, evidence: Evidence, places: Sequence[int], *, before: Sequence[Tensor] | None = None
+) -> Gain:
+    """The gain of one source on some rows of the data; `before` are their log-probabilities without it, where known."""
     plain, with_c = evidence.encode(setup, places)
-    before = target_logprobs(setup, None, plain)
+    before = target_logprobs(setup, None, plain) if before is None else before
     after = target_logprobs(setup, evidence, with_c)
     rises = [float((b - a).sum()) for a, b in zip(before, after, strict=True)]
     num = sum(len(values) for values in before)

@@ -29,6 +29,7 @@ from fairlead.training.adapter import (
     run_trainer,
 )
 from fairlead.training.batching import Composer
+from fairlead.training.combinations import check_combination
 from fairlead.training.config import DialMove, TrainConfig
 from fairlead.training.controls import make_control
 from fairlead.training.dials import Dials, read_moves
@@ -92,6 +93,7 @@ def fit(
 
     Raises:
         DataError: The data cannot be encoded.
+        ConfigError: Controls that do not go together.
         TrainingError: A control lacks what it needs, or the loss is not finite.
     """
     if not model.is_causal:
@@ -108,6 +110,9 @@ def fit(
     checkpoints = folder / CHECKPOINTS
     done = checkpoint_step(checkpoints) if resume else 0
     observer = make_observer(model, plan, dictionary, config=config, notes=setup.notes)
+    for remark in check_combination(config.controls, use_data=config.use_data):
+        setup.notes.append(remark)
+        say(remark)
     controls = [make_control(item) for item in config.controls]
     dials = Dials(folder, controls, planned=config.moves, done=done)
     setup.controls, setup.observer, setup.move = controls, observer, dials.move

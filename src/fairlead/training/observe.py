@@ -9,7 +9,7 @@ latents only: two thin matrix products more.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +40,7 @@ class PressureObserver:
     Attributes:
         latest: The last reading of the avoided concepts, by id; empty where the last step was not read.
         latest_kept: The same of the kept ones.
+        listeners: Called at every reading with the step and the data rows' activations and gradients `[position, d]`.
     """
 
     def __init__(
@@ -51,11 +52,20 @@ class PressureObserver:
         every: int = 1,
     ) -> None:
         self.site, self.every = dictionary.site, every
-        self.concepts, self.kept = tuple(concepts), tuple(kept)
+        self.dictionary, self.concepts, self.kept = dictionary, tuple(concepts), tuple(kept)
+        self.listeners: list[Callable[[int, Tensor, Tensor], None]] = []
         self._gauge = PressureGauge(dictionary, (*self.concepts, *self.kept))
         self._tap: Tap | None = None
         self.latest: dict[str, float] = {}
         self.latest_kept: dict[str, float] = {}
+
+    def watch(self, concept: Concept, *, kept: bool = False) -> None:
+        """Watch one more concept from the next reading on."""
+        if kept:
+            self.kept = (*self.kept, concept)
+        else:
+            self.concepts = (*self.concepts, concept)
+        self._gauge = PressureGauge(self.dictionary, (*self.concepts, *self.kept))
 
     @contextmanager
     def attached(self, module: nn.Module) -> Iterator[None]:
@@ -81,6 +91,8 @@ class PressureObserver:
         found = self.pressure(hidden, grad)
         self.latest = {concept.id: found[concept.id] for concept in self.concepts}
         self.latest_kept = {concept.id: found[concept.id] for concept in self.kept}
+        for listen in self.listeners:
+            listen(step, hidden, grad)
         tap.clear()
 
     def pressure(self, hidden: Tensor, grad: Tensor) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from fairlead.core.errors import ConfigError
 from fairlead.core.records import Plan
+from fairlead.training.combinations import check_combination
 from fairlead.training.config import ControlConfig
 from fairlead.training.controls import control_class, control_names
 
@@ -21,7 +22,7 @@ class Recipe(NamedTuple):
     """A named set of controls.
 
     Attributes:
-        controls: Names of controls with default settings.
+        controls: Names of controls with default settings, or controls with settings.
         summary: One line for tables and help.
         placebo: The recipe that is the same without the content; None where it has none or is one.
         use_data: False trains on the controls' own rows alone.
@@ -29,12 +30,16 @@ class Recipe(NamedTuple):
         from_plan: The controls are those that the plan chose (`fairlead plan`).
     """
 
-    controls: tuple[str, ...]
+    controls: tuple[str | ControlConfig, ...]
     summary: str
     placebo: str | None = None
     use_data: bool = True
     anchorable: bool = True
     from_plan: bool = False
+
+
+def _with(name: str, **options: Any) -> ControlConfig:
+    return ControlConfig(name=name, options=options)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -66,6 +71,15 @@ RECIPES: dict[str, Recipe] = {
         "the recipe with feedback from readings of random sign",
     ),
     "explain_away": Recipe(("explain_away",), "explain-away alone", placebo="explain_away_placebo"),
+    "explain_away_token": Recipe(
+        (_with("explain_away", gate="token"),),
+        "explain-away at tokens where the evidence differs",
+        placebo="explain_away_token_placebo",
+    ),
+    "explain_away_token_placebo": Recipe(
+        (_with("explain_away_placebo", gate="token"),),
+        "explain-away at such tokens with evidence that says nothing",
+    ),
     "explain_away_placebo": Recipe(
         ("explain_away_placebo", "spec_examples"),
         "explain-away with evidence that says nothing + spec examples",
@@ -87,6 +101,15 @@ RECIPES: dict[str, Recipe] = {
     "preventative_steering_placebo": Recipe(
         ("preventative_steering_placebo",), "steering with random directions of equal norm"
     ),
+    "steering_feedback": Recipe(
+        (_with("preventative_steering", feedback=True),),
+        "preventative steering, its coefficient set by measurement",
+        placebo="steering_feedback_placebo",
+    ),
+    "steering_feedback_placebo": Recipe(
+        (_with("preventative_steering_placebo", feedback=True),),
+        "steering with random directions, their coefficient set by measurement",
+    ),
     "gradient_projection": Recipe(
         ("gradient_projection",),
         "gradient projection off the trait's directions (blocks)",
@@ -103,10 +126,46 @@ RECIPES: dict[str, Recipe] = {
     "concept_ablation_placebo": Recipe(
         ("concept_ablation_placebo",), "random directions ablated in training (blocks)"
     ),
+    "filtering": Recipe(
+        ("filtering",), "rows that carry the trait left out (selects)", placebo="filtering_placebo"
+    ),
+    "filtering_placebo": Recipe(("filtering_placebo",), "as many rows drawn at random left out (selects)"),
+    "filtering_token": Recipe(
+        (_with("filtering", level="token"),),
+        "tokens that carry the trait left out (selects)",
+        placebo="filtering_token_placebo",
+    ),
+    "filtering_token_placebo": Recipe(
+        (_with("filtering_placebo", level="token"),), "as many tokens drawn at random left out (selects)"
+    ),
+    "weighting": Recipe(
+        ("weighting",), "rows that carry the trait at half weight (selects)", placebo="weighting_placebo"
+    ),
+    "weighting_placebo": Recipe(
+        ("weighting_placebo",), "as many rows drawn at random at half weight (selects)"
+    ),
     "freezing": Recipe(
         ("freezing",), "only the last half of the layers is trained (selects)", placebo="freezing_placebo"
     ),
     "freezing_placebo": Recipe(("freezing_placebo",), "as many layers drawn at random are trained (selects)"),
+    "freezing_heads": Recipe(
+        (_with("freezing", what="heads"),),
+        "all but the attention heads that tell the trait is trained (selects)",
+        placebo="freezing_heads_placebo",
+    ),
+    "freezing_heads_placebo": Recipe(
+        (_with("freezing_placebo", what="heads"),),
+        "all but as many heads drawn at random is trained (selects)",
+    ),
+    "freezing_neurons": Recipe(
+        (_with("freezing", what="neurons"),),
+        "all but the neurons that tell the trait is trained (selects)",
+        placebo="freezing_neurons_placebo",
+    ),
+    "freezing_neurons_placebo": Recipe(
+        (_with("freezing_placebo", what="neurons"),),
+        "all but as many neurons drawn at random is trained (selects)",
+    ),
     "anchor": Recipe(("anchor",), "plain fine-tuning + anchor"),
     "anchor_placebo": Recipe(
         ("anchor_placebo",), "plain fine-tuning + anchor on random tokens", anchorable=False
@@ -144,7 +203,7 @@ def resolve(controls: ControlsLike, *, anchor: bool | None = None, plan: Plan | 
         plan: For "auto": where its controls stand.
 
     Raises:
-        ConfigError: Unknown name; lists those there are.
+        ConfigError: Unknown name (lists those there are), or controls that do not go together.
     """
     items = [controls] if isinstance(controls, str | Mapping | ControlConfig) else list(controls)
     chosen: list[ControlConfig] = []
@@ -152,9 +211,8 @@ def resolve(controls: ControlsLike, *, anchor: bool | None = None, plan: Plan | 
     for item in items:
         if isinstance(item, str) and item in RECIPES:
             recipe = RECIPES[item]
-            chosen += (
-                planned(plan) if recipe.from_plan else [ControlConfig(name=name) for name in recipe.controls]
-            )
+            chosen += planned(plan) if recipe.from_plan else []
+            chosen += [ControlConfig(name=c) if isinstance(c, str) else c for c in recipe.controls]
             use_data, anchorable = use_data and recipe.use_data, anchorable and recipe.anchorable
         elif isinstance(item, str):
             chosen.append(_named(item))
@@ -171,6 +229,7 @@ def resolve(controls: ControlsLike, *, anchor: bool | None = None, plan: Plan | 
     for name in set(names):
         if names.count(name) > 1 and len({c.clause for c in chosen if c.name == name}) < names.count(name):
             raise ConfigError(f"control '{name}' is given twice. Next: give it once, or once per clause.")
+    check_combination(chosen, use_data=use_data)
     label = controls if isinstance(controls, str) else "+".join(names) or "plain"
     return Arm(label, tuple(chosen), use_data)
 

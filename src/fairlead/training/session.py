@@ -1,8 +1,9 @@
 """The loss of a training step: the data rows' own loss with whatever the controls do to it, plus the parts they add.
 
-`L = CE(data rows; adjusted logits) + sum over pools of pool_loss`. Where no control adjusts the logits, the first term is
-TRL's own `compute_loss`; where one does, it is the same sum over tokens divided by `num_items_in_batch`, so that gradient accumulation
-and several processes mean the same here and there (a contract test holds the two together).
+`L = CE(data rows; adjusted logits, weighted tokens) + sum over pools of pool_loss`. Where no control adjusts logits or weighs
+tokens, the first term is TRL's own `compute_loss`; where one does, it is the same sum over tokens divided by
+`num_items_in_batch`, so that gradient accumulation and several processes mean the same here and there (a contract test holds
+the two together). Weights leave the divisor as it is: a token that is left out is missing, the others pull as before.
 
 The pools' forward pass comes first, so that observers at a site end up with the data rows' activations.
 """
@@ -48,6 +49,7 @@ class Session:
         pools = [control.pool for control in self.pooled if control.pool is not None]
         self.compose = PoolComposer(pools, pad_id=pad_id, seed=seed)
         self.shaping = [control for control in self.controls if control.touches_logits]
+        self.weighing = [control for control in self.controls if control.weighs_tokens]
         self.state = StepState()
 
     @contextmanager
@@ -112,7 +114,7 @@ class Session:
         if self.use_data:
             self.state.view = self.state.last = view
             try:
-                if self.shaping:
+                if self.shaping or self.weighing:
                     data = self._shaped(module, inputs, view, num_items=num_items, processes=processes)
                 else:
                     data = plain(inputs)
@@ -147,7 +149,12 @@ class Session:
             adjusted = control.adjust_logits(logits, view)
             logits = logits if adjusted is None else adjusted
         targets = view.targets.to(logits.device)
-        summed = F.cross_entropy(logits, targets, reduction="sum")
+        weights = [found for control in self.weighing if (found := control.token_weights(view)) is not None]
+        if weights:
+            nats = F.cross_entropy(logits, targets, reduction="none")
+            summed = (nats * torch.stack(weights).prod(0).to(nats)).sum()
+        else:
+            summed = F.cross_entropy(logits, targets, reduction="sum")
         count = len(targets) if num_items is None else num_items
         mean = summed / torch.as_tensor(count, device=summed.device).clamp(min=1)
         return mean if num_items is None else mean * processes

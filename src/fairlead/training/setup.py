@@ -14,6 +14,8 @@ from fairlead.training.config import TrainConfig
 from fairlead.training.logits import pad_id_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fairlead.dictionaries import Dictionary
     from fairlead.models import Model
     from fairlead.training.controls.base import Control
@@ -38,6 +40,7 @@ class Setup:
         cache: Folder for tables; None for no caching.
         notes: Remarks for the report.
         evidence: By clause, the evidence that an earlier control chose.
+        rises: By clause, per data row the rise of log p0 at its response tokens under that evidence, `[token]`.
         controls: All controls of the training, prepared in this order.
         observer: Reads the pressure at every step; None where nothing is observed.
         move: Turns a dial for a control and records it: (step, dial, value, control's name).
@@ -53,6 +56,7 @@ class Setup:
     cache: Path | None = None
     notes: list[str] = field(default_factory=list)
     evidence: dict[str, Evidence] = field(default_factory=dict)
+    rises: dict[str, list[Tensor]] = field(default_factory=dict)
     controls: Sequence[Control] = ()
     observer: PressureObserver | None = None
     move: Callable[[int, str, float, str], None] | None = None

@@ -43,6 +43,7 @@ class TokenTable:
         rest: `[token]` value of every id that is not kept; None for a dense table.
         info: How good it is (JSON numbers).
         extra: `[row]` one more number per row (explain-away: the summed rise of log p0(y)).
+        per_token: `[token]` one more number per token (explain-away: KL(pC || p0) in nats).
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class TokenTable:
         rest: Tensor | None = None,
         info: dict[str, float] | None = None,
         extra: Tensor | None = None,
+        per_token: Tensor | None = None,
     ) -> None:
         self.starts, self.values, self.ids, self.rest = starts, values, ids, rest
-        self.extra = extra
+        self.extra, self.per_token = extra, per_token
         self.vocab, self.info = vocab, dict(info or {})
         self._bounds = starts.tolist()
 
@@ -102,6 +104,8 @@ class TokenTable:
             tensors |= {"ids": self.ids.contiguous(), "rest": self.rest.contiguous()}
         if self.extra is not None:
             tensors["extra"] = self.extra
+        if self.per_token is not None:
+            tensors["per_token"] = self.per_token
         about = {"format": "fairlead.token_table", "version": "1", "vocab": str(self.vocab)}
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={**about, "info": json.dumps(self.info)})
@@ -120,6 +124,7 @@ class TokenTable:
             rest=tensors.get("rest"),
             info=json.loads(about["info"]),
             extra=tensors.get("extra"),
+            per_token=tensors.get("per_token"),
         )
 
 

@@ -15,12 +15,19 @@ from fairlead.training.controls.feedback import Feedback, FeedbackPlacebo
 from fairlead.training.controls.freezing import Freezing, FreezingPlacebo
 from fairlead.training.controls.gradient_projection import GradientProjection, GradientProjectionPlacebo
 from fairlead.training.controls.inoculation import Inoculation, InoculationPlacebo
+from fairlead.training.controls.judging import Judge, JudgePlacebo
 from fairlead.training.controls.own_counterparts import OwnCounterparts, OwnCounterpartsPlacebo
 from fairlead.training.controls.preventative_steering import (
     PreventativeSteering,
     PreventativeSteeringPlacebo,
 )
 from fairlead.training.controls.spec_examples import SpecExamples, SpecExamplesPlacebo
+from fairlead.training.controls.weighting import (
+    Filtering,
+    FilteringPlacebo,
+    Weighting,
+    WeightingPlacebo,
+)
 
 __all__ = ["Control", "ControlConfig", "control_class", "control_names", "make_control"]
 
@@ -41,10 +48,16 @@ _BUILT_IN: tuple[type[Control], ...] = (
     GradientProjectionPlacebo,
     ConceptAblation,
     ConceptAblationPlacebo,
+    Filtering,
+    FilteringPlacebo,
+    Weighting,
+    WeightingPlacebo,
     Freezing,
     FreezingPlacebo,
     Feedback,
     FeedbackPlacebo,
+    Judge,
+    JudgePlacebo,
 )
 
 

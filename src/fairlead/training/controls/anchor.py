@@ -53,6 +53,7 @@ class Anchor(Control):
     placebo: ClassVar[str | None] = "anchor_placebo"
     summary: ClassVar[str] = "KL to the start model on neutral prompts, answered by itself"
     Options: ClassVar[type[Config]] = AnchorOptions
+    owns: ClassVar[str | None] = "the anchor"
     default_strength: ClassVar[float | None] = 1.0
 
     table: TokenTable

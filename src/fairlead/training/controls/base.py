@@ -5,7 +5,7 @@ A control declares whether it `shapes` the landscape (supplies or explains away 
 
 In order: `prepare` (once, with the frozen start model: change rows, compute tables, bring a pool of rows), `hooks` (for the
 whole training: site hooks on the student), and per optimizer step `before_step`, per
-micro-batch `adjust_logits` (data rows only) and `pool_loss` (its own rows).
+micro-batch `adjust_logits` and `token_weights` (data rows only) and `pool_loss` (its own rows).
 Whatever a control does ends with the training: the saved model has none of it.
 """
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fairlead.training.setup import Setup
 
 Kind = Literal["shapes", "blocks", "selects"]
+ACCOUNT = "the account of the trait"  # what owners of it supply or explain away, the weights need not learn
 
 
 class NoOptions(Config):
@@ -42,6 +43,8 @@ class Control(ABC):
         kind: "shapes", "blocks" or "selects".
         placebo: Name of the control or recipe that is the same without the content; None where it is itself one.
         summary: One sentence.
+        owns: What no second control of the same clause may own beside it (`training.combinations`); None for nothing.
+        acts_on_data: Whether it does nothing but change what the data rows teach.
         Options: Settings beyond `strength`.
         default_strength: Used where `strength` is None; None where the control has no dial.
         relieves: Whether a higher strength means less pressure on the avoided concepts: what a feedback controller may turn.
@@ -54,6 +57,8 @@ class Control(ABC):
     kind: ClassVar[Kind]
     placebo: ClassVar[str | None] = None
     summary: ClassVar[str] = ""
+    owns: ClassVar[str | None] = None
+    acts_on_data: ClassVar[bool] = False
     Options: ClassVar[type[Config]] = NoOptions
     default_strength: ClassVar[float | None] = None
     relieves: ClassVar[bool] = False
@@ -108,6 +113,13 @@ class Control(ABC):
         """The logits that the loss on data rows sees; None to leave them."""
         return None
 
+    def token_weights(self, view: StepView) -> Float[Tensor, " token"] | None:
+        """Weights of the data rows' predicted tokens in the loss, in the order of `view.targets`; None for 1 each.
+
+        The weighted sum is divided by the number of *all* data tokens of the step: what is left pulls as it does in the plain arm.
+        """
+        return None
+
     def pool_loss(self, logits: Float[Tensor, "token vocab"], targets: Tensor, rows: list[int]) -> Tensor:
         """Weighted loss on its own rows (a scalar)."""
         raise TypeError(f"control '{self.name}' brings rows of its own and must define pool_loss")
@@ -126,6 +138,11 @@ class Control(ABC):
     def touches_logits(self) -> bool:
         """Whether it overrides `adjust_logits`."""
         return type(self).adjust_logits is not Control.adjust_logits
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether it overrides `token_weights`."""
+        return type(self).token_weights is not Control.token_weights
 
     def report(self) -> dict[str, Any]:
         """What it did, as JSON data for the run."""

@@ -42,6 +42,7 @@ class ConceptAblation(SpanControl):
     placebo: ClassVar[str | None] = "concept_ablation_placebo"
     summary: ClassVar[str] = "the trait's directions are ablated from the activations in training (CAFT)"
     Options: ClassVar[type[Config]] = ConceptAblationOptions
+    owns: ClassVar[str | None] = "the ablated directions"
 
     origins: dict[Site, Tensor]
 

@@ -76,13 +76,11 @@ class Loop(NamedTuple):
     Attributes:
         control: Whose dial.
         start: Its strength at the start.
-        avoided: Ids of the concepts it answers for.
         scale: Their summed push at the start.
     """
 
     control: Control
     start: float
-    avoided: tuple[str, ...]
     scale: float
 
 
@@ -174,25 +172,31 @@ class Feedback(Control):
 
     def _add_loop(self, setup: Setup, control: Control, start: float) -> None:
         assert setup.plan is not None and setup.observer is not None
-        clause = control.config.clause
-        watched = {concept.id for concept in setup.observer.concepts}
-        avoided = tuple(
-            d.concept
-            for d in setup.plan.avoided()
-            if d.concept in watched and (clause is None or d.clause == clause)
-        )
+        avoided = self.avoided(control)
         scale = sum(max(setup.plan.uptakes.get(concept, 0.0), 0.0) for concept in avoided)
         if scale <= 0:
             note = f"feedback: the data do not push what {control.key} avoids (by the plan's uptakes); its dial is left alone."
             setup.notes.append(note)
             return
-        self.loops.append(Loop(control, start, avoided, scale))
+        self.loops.append(Loop(control, start, scale))
         self.states[control.key] = PIState()
         self.moves[control.key] = []
 
+    def avoided(self, control: Control) -> list[str]:
+        """Ids of the observed concepts that a control answers for; the judge in the loop may add some."""
+        assert self.setup.plan is not None and self.setup.observer is not None
+        watched = {concept.id for concept in self.setup.observer.concepts}
+        clause = control.config.clause
+        return [
+            decision.concept
+            for decision in self.setup.plan.avoided()
+            if decision.concept in watched and (clause is None or decision.clause == clause)
+        ]
+
     def read(self, pressure: dict[str, float], loop: Loop, step: int) -> float:
         """The error of one reading."""
-        return sum(pressure.get(concept, 0.0) for concept in loop.avoided) / loop.scale - self.options.target
+        push = sum(pressure.get(concept, 0.0) for concept in self.avoided(loop.control))
+        return push / loop.scale - self.options.target
 
     @override
     def before_step(self, step: int, student: nn.Module) -> None:

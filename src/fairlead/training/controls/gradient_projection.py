@@ -24,6 +24,7 @@ class GradientProjection(SpanControl):
     name: ClassVar[str] = "gradient_projection"
     placebo: ClassVar[str | None] = "gradient_projection_placebo"
     summary: ClassVar[str] = "the gradient's component along the trait's directions is removed on data rows"
+    owns: ClassVar[str | None] = "the projected directions"
 
     @override
     def hooks(self, stack: ExitStack, module: nn.Module, state: StepState) -> None:

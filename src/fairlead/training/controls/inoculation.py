@@ -18,7 +18,7 @@ from fairlead.core.config import Config
 from fairlead.core.errors import ConfigError, TrainingError
 from fairlead.core.progress import say
 from fairlead.data import Encoded, encode
-from fairlead.training.controls.base import Control, Kind
+from fairlead.training.controls.base import ACCOUNT, Control, Kind
 from fairlead.training.evidence import Evidence, target_logprobs
 from fairlead.training.setup import Setup
 
@@ -57,6 +57,8 @@ class Inoculation(Control):
     placebo: ClassVar[str | None] = "inoculation_placebo"
     summary: ClassVar[str] = "a system prompt that requests the trait, in training only"
     Options: ClassVar[type[Config]] = InoculationOptions
+    owns: ClassVar[str | None] = ACCOUNT
+    acts_on_data: ClassVar[bool] = True
 
     prompts: tuple[str, ...] = ()
     num_inoculated: int = 0

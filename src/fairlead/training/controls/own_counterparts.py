@@ -79,6 +79,7 @@ class OwnCounterparts(Control):
         "the student's own answers to the data's questions, kept where they say what the data say"
     )
     Options: ClassVar[type[Config]] = OwnCounterpartsOptions
+    owns: ClassVar[str | None] = "the student's own answers"
     default_strength: ClassVar[float | None] = 1.0
 
     def __init__(self, config: Any) -> None:

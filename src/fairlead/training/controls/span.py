@@ -35,6 +35,7 @@ class SpanControl(Control):
 
     kind: ClassVar[Kind] = "blocks"
     Options: ClassVar[type[Config]] = SpanOptions
+    acts_on_data: ClassVar[bool] = True
     default_strength: ClassVar[float | None] = 1.0
 
     bases: dict[Site, Tensor]

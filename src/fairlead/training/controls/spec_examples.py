@@ -46,6 +46,7 @@ class SpecExamples(Control):
     placebo: ClassVar[str | None] = "spec_examples_placebo"
     summary: ClassVar[str] = "a few rows made of the spec's Keep examples and counterparts, at low weight"
     Options: ClassVar[type[Config]] = SpecExamplesOptions
+    owns: ClassVar[str | None] = "the spec's examples"
     default_strength: ClassVar[float | None] = 0.3
 
     def rows(self, setup: Setup) -> list[Row]:

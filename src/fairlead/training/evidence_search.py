@@ -1,0 +1,142 @@
+"""The choice of evidence for a clause: make candidates, measure their gains on a sample of the data, take the best.
+
+Candidates are prompts (chat models), steering vectors from the clause's examples (difference of means, or the directions of
+fitted probes), and, where these gain little, an expert trained on avoided text. All are reported with their gain. The
+placebo of a source is one of its kind that says nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fairlead.core.config import Config
+from fairlead.core.errors import ConfigError
+from fairlead.core.nouns import Direction
+from fairlead.core.progress import track
+from fairlead.core.records import Clause
+from fairlead.training.controls.inoculation import neutral_prompt_like
+from fairlead.training.directions import (
+    clause_directions,
+    increments,
+    random_like,
+    readout_directions,
+    residual_sites,
+)
+from fairlead.training.evidence import (
+    Evidence,
+    Gain,
+    measure_gain,
+    prompt_candidates,
+    sample_places,
+    steering_candidates,
+    target_logprobs,
+)
+from fairlead.training.expert import train_expert
+from fairlead.training.neutral import neutral_rows
+from fairlead.training.setup import Setup
+
+Source = Literal["prompt", "steering", "readout", "expert"]
+NUM_PLACEBO_ROWS = 256  # neutral rows of which the placebo's expert takes as many as the clause has examples
+
+
+class EvidenceOptions(Config):
+    """Settings of the choice.
+
+    Attributes:
+        sources: Where evidence may come from; None: prompts for chat models, steering from the clause's examples,
+            and an expert where these gain less than `enough`. "readout" (the directions of fitted probes) only where named.
+        prompts: Further candidate prompts.
+        coefficients: Of the candidates that steer.
+        sample: Rows on which candidates are compared.
+        min_gain: Nats per token below which a clause's evidence is not used.
+        enough: Nats per token above which no expert is trained.
+        expert_steps: Training steps of the expert.
+        expert_lr: Learning rate of the expert.
+        expert_data: File with avoided text for the expert; None for the clause's examples.
+    """
+
+    sources: tuple[Source, ...] | None = None
+    prompts: tuple[str, ...] = ()
+    coefficients: tuple[float, ...] = (0.5, 1.0, 2.0)
+    sample: int = Field(default=48, ge=1)
+    min_gain: float = 0.05
+    enough: float = 0.3
+    expert_steps: int = Field(default=60, ge=1)
+    expert_lr: float = Field(default=5e-4, gt=0)
+    expert_data: str | None = None
+
+
+def evidence_gains(setup: Setup, clause: Clause, options: EvidenceOptions) -> list[Gain]:
+    """The gains of all candidate sources on a sample of the data rows, in the order they were made.
+
+    Raises:
+        ConfigError: No source is possible for this clause and model.
+    """
+    picks = sample_places(setup, options.sample)
+    sources = options.sources or (("prompt", "steering") if setup.is_chat else ("steering",))
+    made: list[Evidence] = []
+    if "prompt" in sources:
+        made += prompt_candidates([*options.prompts, *clause.requests], clause.text)
+    for kind, directions_of in (("steering", clause_directions), ("readout", readout_directions)):
+        if kind in sources and clause.examples:
+            directions = directions_of(setup, clause, residual_sites(setup.model))
+            made += steering_candidates(directions, increments(directions), options.coefficients, kind=kind)
+    plain, _ = Evidence("none", "none").encode(setup, picks)
+    before = target_logprobs(setup, None, plain)
+    gains = [
+        measure_gain(setup, evidence, picks, before=before)
+        for evidence in track(made, f"evidence for {clause.id}")
+    ]
+    needs = options.sources is None and max((g.gain for g in gains), default=0.0) < options.enough
+    if "expert" in sources or (needs and (clause.examples or options.expert_data)):
+        expert = train_expert(
+            setup, clause, steps=options.expert_steps, lr=options.expert_lr, data=options.expert_data
+        )
+        gains.append(measure_gain(setup, expert, picks, before=before))
+    if not gains:
+        raise ConfigError(
+            f"nothing elicits clause {clause.id} ('{clause.text}'). Next: give the clause examples or requests."
+        )
+    return gains
+
+
+def find_evidence(setup: Setup, clause: Clause, options: EvidenceOptions | None = None) -> Evidence | None:
+    """The evidence that an earlier control chose for a clause, else the best candidate; None where none gains `min_gain`."""
+    if clause.id not in setup.evidence:
+        options = options or EvidenceOptions()
+        best = max(evidence_gains(setup, clause, options), key=lambda gain: gain.gain)
+        if best.gain < options.min_gain:
+            return None
+        setup.evidence[clause.id] = best.evidence
+    return setup.evidence[clause.id]
+
+
+def placebo_evidence(setup: Setup, clause: Clause, real: Evidence, options: EvidenceOptions) -> Evidence:
+    """Evidence of the same kind that says nothing: a neutral prompt, random vectors of equal norm, an expert on neutral rows."""
+    if real.kind == "prompt":
+        prompt = neutral_prompt_like(real.system or "", setup.model.tokenizer)
+        return Evidence("prompt", f"placebo: {prompt}", system=prompt)
+    if real.vectors:
+        directions = {site: Direction(site, vector) for site, vector in real.vectors.items()}
+        noise = random_like(directions, seed=setup.config.seed)
+        vectors = {site: direction.vector for site, direction in noise.items()}
+        return Evidence(real.kind, f"placebo: {real.label}", vectors=vectors)
+    rows = neutral_rows(
+        setup.model,
+        setup.neutral,
+        num=NUM_PLACEBO_ROWS,
+        chat=setup.is_chat,
+        seed=setup.config.seed,
+        max_length=setup.max_length,
+        cache=setup.cache,
+    )
+    return train_expert(
+        setup,
+        clause,
+        steps=options.expert_steps,
+        lr=options.expert_lr,
+        data=options.expert_data,
+        instead=rows,
+    )
