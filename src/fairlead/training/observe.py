@@ -3,7 +3,8 @@
 Pressure is the uptake on the data rows of the batch: minus the sum over positions of <dL/dh, d_f> a_f(h) at the
 dictionary's site, summed over the concept's latents, with L the data's loss per token as the student sees it
 (controls included). It is read from the activations and gradients of the training step itself, for the avoided
-latents only: two thin matrix products more.
+latents only: two thin matrix products more. The readings of a step's micro-batches are summed, those of several processes
+averaged (each scales its loss by their number), so that the pressure is that of the whole batch, however it is cut.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class PressureObserver:
         self._gauge = PressureGauge(dictionary, self.concepts)
         self._tap: Tap | None = None
         self.latest: dict[str, float] = {}
+        self._step = -1
 
     @contextmanager
     def attached(self, module: nn.Module) -> Iterator[None]:
@@ -56,8 +58,9 @@ class PressureObserver:
 
     @torch.no_grad()
     def read(self, state: StepState, step: int) -> None:
-        """Take the reading of the step whose backward pass has just run."""
-        self.latest = {}
+        """Add the reading of the micro-batch whose backward pass has just run to its step's."""
+        if step != self._step:
+            self._step, self.latest = step, {}
         tap, view = self._tap, state.last
         if tap is None or tap.value is None or tap.grad is None or view is None or step % self.every:
             return
@@ -65,7 +68,8 @@ class PressureObserver:
             return
         real = view.target_mask.flip(1).cumsum(1).flip(1) > 0  # positions up to the last predicted token
         hidden, grad = tap.value[real], tap.grad[real]
-        self.latest = self.pressure(hidden, grad)
+        for name, value in self.pressure(hidden, grad).items():
+            self.latest[name] = self.latest.get(name, 0.0) + value
         tap.clear()
 
     def pressure(self, hidden: Tensor, grad: Tensor) -> dict[str, float]:
