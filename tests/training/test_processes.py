@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from micro_world import make_dictionary
 
 from fairlead.studies.train import train
@@ -113,4 +112,37 @@ def test_two_processes_train_what_one_trains(micro, tmp_path):
         same_trainings(one, two, tolerance=2e-5)
         written = [{p.name for p in run.folder.iterdir() if "request" not in p.name} for run in (one, two)]
         assert written[0] == written[1]
-    assert torch.distributed.is_initialized() is False
+
+
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+}
+ON_A_CPU = """
+# accelerate offers FSDP between GPUs only; torch shards between processes on a CPU as well
+from accelerate import DistributedType, PartialState
+from fairlead.training import processes
+init, is_sharded = PartialState.__init__, processes.is_sharded
+
+def as_gpus(self, *args, **kwargs):
+    init(self, *args, **kwargs)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+def and_tell(module):
+    print("sharded:", is_sharded(module))
+    return is_sharded(module)
+
+PartialState.__init__, processes.is_sharded = as_gpus, and_tell
+"""
+
+
+@pytest.mark.slow
+def test_sharded_processes_train_what_one_trains(micro, tmp_path):
+    """FSDP2: hooks at sites, answers of the student in the middle of the training, checkpoints and the saved model."""
+    files = files_of(micro, tmp_path)
+    said = launch(tmp_path, ON_A_CPU + SCRIPT, [str(tmp_path / "two"), *files, "full"], **SHARDED)
+    assert said.count("sharded: True") == 2 * 3, "the student was whole when it was asked"
+    same_trainings(alone(micro, files, tmp_path / "one"), load_run(tmp_path / "two" / "full"), tolerance=2e-5)

@@ -31,7 +31,7 @@ from fairlead.core.run import read_json
 from fairlead.models.families import unwrap
 from fairlead.training.batching import Composer, step_parts
 from fairlead.training.config import TrainConfig
-from fairlead.training.processes import is_sharded
+from fairlead.training.processes import is_sharded, whole_tensor
 from fairlead.training.session import Session
 
 if TYPE_CHECKING:
@@ -146,6 +146,12 @@ def make_trainer(
             peft_config=lora_config(config) if config.method == "lora" else None,
             callbacks=[Steps()],
         )
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and "FULL" in str(plugin.state_dict_type) and config.checkpoint_every:
+        raise TrainingError(
+            "checkpoints of sharded processes cannot be written as whole weights. Next: set fsdp_state_dict_type to "
+            "SHARDED_STATE_DICT in accelerate's settings, or checkpoint_every to 0."
+        )
     trainer.remove_callback(PrinterCallback)
     trainer.meter = meter
     return trainer
@@ -237,8 +243,11 @@ def run_trainer(trainer: Any, session: Session, *, resume: bool = False) -> nn.M
 
 
 def whole_weights(trainer: Any) -> dict[str, Any] | None:
-    """The weights brought together in the first process, where they are spread over several; None where they are not."""
-    return trainer.accelerator.get_state_dict(trainer.model_wrapped) if is_sharded(trainer.model) else None
+    """The weights brought together, where they are spread over several processes (all must ask); None where they are not."""
+    if not is_sharded(trainer.model):
+        return None
+    weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+    return {name: whole_tensor(value).cpu() for name, value in weights.items()}
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from fairlead.core.errors import FairleadError
@@ -99,6 +99,11 @@ def mean(values: Mapping[str, float]) -> dict[str, float]:
 def is_sharded(module: nn.Module) -> bool:
     """Whether the parameters are spread over the processes (FSDP), so that none can use the model alone."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def whole_tensor(value: Tensor) -> Tensor:
+    """A tensor brought together from the processes over which it is spread (all must ask)."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 class Onlooker:
