@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from fairlead.core.progress import quiet
 from fairlead.core.records import Clause, Concept, Decision, Plan, Spec, SpecExample
 from fairlead.data import ChatData, Row, as_rows, encode
+from fairlead.dictionaries import Dictionary
 from fairlead.models import Model, load_model
 from fairlead.training.adapter import plain_sft
 from fairlead.training.config import TrainConfig
@@ -172,6 +173,20 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Micro:
 def _quiet():
     with quiet():
         yield
+
+
+def make_dictionary(model, seed: int = 0) -> Dictionary:
+    generator = torch.Generator().manual_seed(seed)
+    weights = {
+        "W_enc": torch.randn(32, 16, generator=generator),
+        "W_dec": torch.nn.functional.normalize(torch.randn(16, 32, generator=generator), dim=-1),
+        "b_enc": torch.zeros(16),
+        "b_dec": torch.zeros(32),
+        "threshold": torch.zeros(16),
+    }
+    return Dictionary(
+        weights, site="layers.1.resid_post", model_fingerprint=model.fingerprint, model_name="tiny"
+    )
 
 
 def share_of_pirate(model: Model, prompts: list[str], system: str | None = None) -> float:

@@ -7,31 +7,17 @@ import json
 
 import pytest
 import torch
+from micro_world import make_dictionary
 
 from fairlead.core.errors import RunError, TrainingError
 from fairlead.core.run import read_run
 from fairlead.data import encode, iter_batches
-from fairlead.dictionaries import Dictionary
 from fairlead.models import load_model
 from fairlead.studies.train import train
 from fairlead.training import TrainConfig, fit, load_run, read_metrics, resolve
 from fairlead.training.observe import MetricsFile, PressureObserver
 
 FAST = {"steps": 6, "batch_size": 8, "lr": 3e-3, "observe": False}
-
-
-def make_dictionary(model, seed: int = 0) -> Dictionary:
-    generator = torch.Generator().manual_seed(seed)
-    weights = {
-        "W_enc": torch.randn(32, 16, generator=generator),
-        "W_dec": torch.nn.functional.normalize(torch.randn(16, 32, generator=generator), dim=-1),
-        "b_enc": torch.zeros(16),
-        "b_dec": torch.zeros(32),
-        "threshold": torch.zeros(16),
-    }
-    return Dictionary(
-        weights, site="layers.1.resid_post", model_fingerprint=model.fingerprint, model_name="tiny"
-    )
 
 
 def weights_of(folder) -> dict[str, torch.Tensor]:

@@ -101,15 +101,19 @@ def train(
     from fairlead.data import load_data
     from fairlead.models import load_model
     from fairlead.studies.train import train as study
+    from fairlead.training.processes import is_first, join, on_first
 
-    folder = run_folder(out, "train")
+    join()
+    folder = on_first(lambda: run_folder(out, "train"))
     with working():
         start = load_model(model, dtype=dtype, device=device)
         rows = load_data(data, max_records=max_examples)
         run = study(
             start,
             rows,
-            _plan(start, rows, plan, spec, dictionary, folder, neutral=neutral, arms=controls),
+            on_first(
+                lambda: _plan(start, rows, plan, spec, dictionary, folder, neutral=neutral, arms=controls)
+            ),
             out=folder,
             controls=(controls[0] if len(controls) == 1 else controls) if controls else "recipe",
             anchor=anchor,
@@ -124,6 +128,8 @@ def train(
             seed=seed,
             overwrite=overwrite,
         )
+    if not is_first():
+        return
     last = run.steps[-1] if run.steps else None
     finish(
         "train",

@@ -242,7 +242,7 @@ class Run:
             if old is not None:
                 resumed = resume and old.get("identity") == identity
                 if not resumed and not overwrite:
-                    raise RunError(_why_not(part, old, identity))
+                    raise RunError(_why_not(part, old, identity, {**config, **(inputs or {})}))
                 if not resumed:
                     _remove(part)
             part.mkdir(exist_ok=True)
@@ -382,17 +382,25 @@ def _unfinished(part: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else {}
 
 
-def _why_not(part: Path, old: dict[str, Any], identity: str) -> str:
+def _why_not(part: Path, old: dict[str, Any], identity: str, wanted: dict[str, Any]) -> str:
     if not old:
         return (
             f"{part}: stands in the way and is not an unfinished run. Next: move it, or choose another --out."
         )
     if old.get("identity") == identity:
         return f"{part}: holds an unfinished run. Next: resume it, pass --overwrite, or choose another --out."
+    there = {**old.get("config", {}), **old.get("inputs", {})}
+    names = [name for name, value in wanted.items() if name in there and _differs(there[name], value)]
+    changed = f" (changed: {', '.join(names)})" if names else ""
     return (
-        f"{part}: holds an unfinished run with other settings or inputs. Next: finish it with the same "
+        f"{part}: holds an unfinished run with other settings or inputs{changed}. Next: finish it with the same "
         "settings, pass --overwrite, or choose another --out."
     )
+
+
+def _differs(one: Any, two: Any) -> bool:
+    """Whether two values differ as JSON."""
+    return sha256_json(one) != sha256_json(two)
 
 
 def _disk_full(error: Exception) -> bool:

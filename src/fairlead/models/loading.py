@@ -284,7 +284,10 @@ def _dtype(dtype: str) -> torch.dtype | str:
 
 def _device(device: str) -> torch.device:
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        local = os.environ.get("LOCAL_RANK")  # set by launchers of several processes, one per GPU
+        return torch.device("cuda" if local is None else f"cuda:{local}")
     try:
         place = torch.device(device)
     except RuntimeError:

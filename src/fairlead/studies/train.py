@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from fairlead.core.progress import say
 from fairlead.core.records import Plan
-from fairlead.core.run import Run, sha256_json
+from fairlead.core.run import sha256_json
 from fairlead.data import ChatData, Row, as_rows, load_data
 from fairlead.training import TrainConfig, TrainedRun, fit, load_run, resolve
+from fairlead.training.processes import join, shared_run
 from fairlead.training.recipes import ControlsLike
 from fairlead.training.trained import PLAN_FILE, TRAINING_FILE
 
@@ -115,6 +116,7 @@ def train_config(
     overwrite: bool = False,
 ) -> TrainedRun:
     """`train` from settings that are resolved already (a replay's); `arm` is the name it goes by."""
+    join()
     neutral_rows = as_neutral(neutral)
     neutral_hash = sha256_json([row.as_record() for row in neutral_rows]) if neutral_rows else ""
     sources = {
@@ -131,7 +133,7 @@ def train_config(
         "dictionary": found.sha256 if found is not None else "",
     }
     about = {"arm": arm, "model": model.name, "data": data.source, **config.model_dump(mode="json")}
-    with Run.start(
+    with shared_run(
         out, study="train", config=about, inputs=inputs, seed=config.seed, resume=resume, overwrite=overwrite
     ) as run:
         result = fit(

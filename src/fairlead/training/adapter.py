@@ -1,8 +1,9 @@
 """The one door to TRL: a Fairlead training is a run of `SFTTrainer`.
 
-What is ours: a data set of row places, a collator (`Composer`) and one overridden method, `compute_loss`, which hands
-TRL's own loss through where no control touches it. Everything else (optimizer, schedule, clipping, accumulation,
-autocast, LoRA, distributed training, checkpoints) is TRL's and transformers'.
+What is ours: a data set of row places, a collator (`Composer`) and two overridden methods: `compute_loss`, which hands
+TRL's own loss through where no control touches it, and `get_batch_samples`, which tells each micro-batch its part of the
+step. Everything else (optimizer, schedule, clipping, accumulation, autocast, LoRA, distributed training, checkpoints) is
+TRL's and transformers'.
 `tests/training/test_adapter_contract.py` fails loudly if TRL changes under it.
 
 Traps handled here: TRL's telemetry (the method is overridden and the environment variable set), `bf16=True` and
@@ -28,8 +29,9 @@ from fairlead.core.errors import RunError, TrainingError
 from fairlead.core.progress import Meter
 from fairlead.core.run import read_json
 from fairlead.models.families import unwrap
-from fairlead.training.batching import Composer
+from fairlead.training.batching import Composer, step_parts
 from fairlead.training.config import TrainConfig
+from fairlead.training.processes import is_sharded, whole_tensor
 from fairlead.training.session import Session
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def make_trainer(
         config: Settings.
         folder: For checkpoints.
         on_begin: Called before each optimizer step with the number of steps done; what it returns ("save", "stop") is done after it.
-        on_pre_step: Called after the backward pass and before the optimizer step, with the number of steps done.
+        on_pre_step: Called after the backward pass of each micro-batch, with the number of steps done.
         on_step: Called after each optimizer step.
     """
     import datasets
@@ -80,6 +82,14 @@ def make_trainer(
 
         def _send_telemetry(self) -> None:
             return
+
+        def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+            """TRL's micro-batches of an optimizer step, each told which part of it is its own."""
+            batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+            places = [batch["fl_places"].tolist() for batch in batches]
+            for batch, part in zip(batches, step_parts(places), strict=True):
+                batch["fl_part"] = part
+            return batches, num_items
 
         def compute_loss(
             self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -110,12 +120,16 @@ def make_trainer(
             self.start = time.perf_counter()
             session.before_step(state.global_step, model)
 
+        def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.on_pre_optimizer_step(args, state, control)
+
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if on_pre_step is not None:
                 on_pre_step(state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             session.state.step = state.global_step
+            session.end_step()
             if on_step is not None:
                 meter.advance(1, on_step(state.global_step, time.perf_counter() - self.start))
 
@@ -131,6 +145,12 @@ def make_trainer(
             processing_class=tokenizer,
             peft_config=lora_config(config) if config.method == "lora" else None,
             callbacks=[Steps()],
+        )
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and "FULL" in str(plugin.state_dict_type) and config.checkpoint_every:
+        raise TrainingError(
+            "checkpoints of sharded processes cannot be written as whole weights. Next: set fsdp_state_dict_type to "
+            "SHARDED_STATE_DICT in accelerate's settings, or checkpoint_every to 0."
         )
     trainer.remove_callback(PrinterCallback)
     trainer.meter = meter
@@ -163,6 +183,7 @@ def sft_config(hf: PreTrainedModel, config: TrainConfig, folder: Path) -> Any:
             bf16=bf16,
             gradient_checkpointing=config.gradient_checkpointing,
             use_cpu=device.type == "cpu",
+            ddp_find_unused_parameters=False,
             dataset_kwargs={"skip_prepare_dataset": True},
             remove_unused_columns=False,
             max_length=None,
@@ -219,6 +240,14 @@ def run_trainer(trainer: Any, session: Session, *, resume: bool = False) -> nn.M
         release(trainer.model)
     model = trainer.accelerator.unwrap_model(trainer.model)
     return model.eval()
+
+
+def whole_weights(trainer: Any) -> dict[str, Any] | None:
+    """The weights brought together, where they are spread over several processes (all must ask); None where they are not."""
+    if not is_sharded(trainer.model):
+        return None
+    weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+    return {name: whole_tensor(value).cpu() for name, value in weights.items()}
 
 
 @contextmanager

@@ -4,10 +4,11 @@ The data rows make an ordinary batch. Rows of the pools (the anchor's neutral ch
 separately padded batch and get a forward pass of their own: neutral prompts are often twice as long as the data, and
 padding both to one width would cost more than it saves (measured on the pocket model: 1.4 times the time per step).
 
-Which pool rows come with a batch is a hash of the seed and the data rows in it: no hidden counter, so a resumed run, another
-number of workers or another arm with the same seed sees the same rows. They are drawn when the step begins, not when the
-data loader (which runs ahead) collates the batch, so that a pool that has just changed is the one drawn from. Extra
-fields of a batch begin with `fl_` and never reach the model.
+Which pool rows come with an optimizer step is a hash of the seed and of all data rows in it, in the order in which they were drawn:
+no hidden counter, so a resumed run or another arm with the same seed sees the same rows, and so does the same batch when it
+is cut into micro-batches or shared by processes. Each part then takes its share of them. They are drawn when the step
+begins, not when the data loader (which runs ahead) collates the batch, so that a pool that has just changed is the one
+drawn from. Extra fields of a batch begin with `fl_` and never reach the model.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fairlead.data import Encoded, collate
+from fairlead.training import processes
 from fairlead.training.logits import predicting
 
 IGNORE = -100
@@ -34,12 +36,49 @@ class RowPool:
     Attributes:
         name: Name of the loss part ("anchor", "spec_examples").
         encoded: The rows to draw from; a control may replace them between two steps.
-        per_step: How many come with a batch.
+        per_step: How many come with an optimizer step.
     """
 
     name: str
     encoded: Sequence[Encoded]
     per_step: int
+
+
+@dataclass(frozen=True)
+class StepPart:
+    """Which part of an optimizer step a micro-batch is.
+
+    Attributes:
+        places: Data rows of the whole step, in the order in which they were drawn.
+        micro: Number of the micro-batch within the step.
+        process: Which process it belongs to.
+        num_micro: Micro-batches of the step in each process.
+        processes: Number of processes.
+    """
+
+    places: tuple[int, ...]
+    micro: int = 0
+    process: int = 0
+    num_micro: int = 1
+    processes: int = 1
+
+    def of(self, items: Sequence[Any]) -> list[Any]:
+        """This part's share of something that belongs to the step."""
+        return list(items[self.micro * self.processes + self.process :: self.num_micro * self.processes])
+
+    @property
+    def must_join(self) -> bool:
+        """Whether another process counts on this one's forward pass."""
+        return self.processes > 1
+
+
+def step_parts(mine: Sequence[Sequence[int]]) -> list[StepPart]:
+    """The parts that this process's micro-batches (places of their rows) are of the step of all processes."""
+    everyone = processes.gather([list(places) for places in mine])
+    whole = tuple(place for micro in zip(*everyone, strict=True) for places in micro for place in places)
+    return [
+        StepPart(whole, micro, processes.rank(), len(mine), len(everyone)) for micro, _ in enumerate(mine)
+    ]
 
 
 @dataclass
@@ -73,6 +112,7 @@ class PoolView:
         rows: Per pool, the places of its rows in the pool.
         spans: Per pool, the slice of its tokens among all predicted tokens.
         targets: `[token]` predicted tokens, row by row.
+        weights: Per pool, the share that these tokens are of all its tokens of the optimizer step.
     """
 
     input_ids: Tensor
@@ -81,6 +121,7 @@ class PoolView:
     rows: list[list[int]]
     spans: list[slice]
     targets: Tensor
+    weights: list[float]
 
 
 @dataclass
@@ -90,9 +131,9 @@ class StepState:
     Attributes:
         view: Its data rows, while they are in their forward pass; None otherwise (evaluation, generation, pool rows).
         last: Data rows of the latest micro-batch (for observers after the backward pass).
-        parts: Loss parts of the latest micro-batch as they enter the loss: "data" and one per pool; empty where the
-            loss is TRL's own.
-        loss: Total loss of the latest micro-batch.
+        parts: Loss parts of the running optimizer step, summed over its micro-batches: "data" and one per pool; empty
+            where the loss is TRL's own.
+        loss: Total loss of the running optimizer step, likewise.
         step: Optimizer steps done.
     """
 
@@ -157,9 +198,24 @@ class PoolComposer:
                 drawn.append([rng.randrange(size) for _ in range(pool.per_step if size else 0)])
         return drawn
 
-    def __call__(self, places: Sequence[int], device: torch.device | str = "cpu") -> PoolView | None:
-        """The drawn rows of all pools as one padded batch; None where there are none."""
-        drawn = self.draw(places)
+    def __call__(
+        self, places: Sequence[int], device: torch.device | str = "cpu", part: StepPart | None = None
+    ) -> PoolView | None:
+        """The rows of all pools that come with a part of a step, as one padded batch; None where there are none.
+
+        A part that draws none while another process may have some gets one row of weight 0: processes go through the
+        model in step.
+        """
+        part = part or StepPart(tuple(places))
+        whole = self.draw(part.places)
+        drawn = [part.of(picks) for picks in whole]
+        weights = [
+            sum(pool.encoded[pick].num_loss_tokens for pick in mine)
+            / max(sum(pool.encoded[pick].num_loss_tokens for pick in picks), 1)
+            for pool, mine, picks in zip(self.pools, drawn, whole, strict=True)
+        ]
+        if part.must_join and not any(drawn):
+            drawn = [picks[:1] for picks in whole]
         picked = [
             [pool.encoded[pick] for pick in picks] for pool, picks in zip(self.pools, drawn, strict=True)
         ]
@@ -179,4 +235,5 @@ class PoolComposer:
             drawn,
             [slice(start, end) for start, end in itertools.pairwise(ends)],
             batch.input_ids[batch.loss_mask],
+            weights,
         )

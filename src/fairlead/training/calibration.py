@@ -99,6 +99,7 @@ def _pressure(setup: Setup, control: Control, observer: PressureObserver) -> tup
             batch = compose([{"place": place} for place in places])
             inputs = {name: value.to(setup.model.device) for name, value in batch.items()}
             session.loss(module, inputs, num_items=None, plain=plain).backward()
+            observer.forget()
             observer.read(session.state, 0)
             weight = len(places) / len(order)
             avoided += weight * sum(observer.latest.values())

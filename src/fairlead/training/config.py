@@ -46,7 +46,8 @@ class TrainConfig(Config):
 
     Attributes:
         steps: Optimizer steps.
-        batch_size: Data rows in a micro-batch (rows that controls add come on top).
+        batch_size: Data rows in a micro-batch of one process. An optimizer step has batch_size x accumulate x processes of
+            them; rows that controls add come on top, their number is that of the whole step.
         lr: Peak learning rate of AdamW.
         method: "full" or "lora".
         controls: What acts on the training, in order.

@@ -2,7 +2,8 @@
 
 Whoever turns a dial (`request_move`: the command line, a page, an agent) appends a line to `dial_requests.jsonl`. Before
 every step the training reads what is new, makes the move and writes it to `moves.jsonl` with the number of steps done. A
-resumed run makes the recorded moves again at their steps; a replay is given them as `TrainConfig.moves`.
+resumed run makes the recorded moves again at their steps; a replay is given them as `TrainConfig.moves`. Of several processes that
+train together the first reads and records; all make the same moves.
 
 Moves of controls change what is learned; of the moves of the training itself only "stop" does. A control may turn
 another's dial itself (`Dials.move`; the feedback controller does): its moves are recorded with its name, and a resumed run or a
@@ -26,6 +27,7 @@ from fairlead.core.progress import say
 from fairlead.core.run import RUN_FILE, atomic_path, part_path, read_json
 from fairlead.training.config import DialMove
 from fairlead.training.controls.base import Control
+from fairlead.training.processes import is_first, on_first
 
 REQUESTS_FILE = "dial_requests.jsonl"
 MOVES_FILE = "moves.jsonl"
@@ -58,10 +60,13 @@ class Dials:
                 raise ConfigError(
                     f"this training has no dial '{move.name}'. Next: use one of {', '.join(sorted(names))}."
                 )
-        mend(folder / MOVES_FILE)
-        keep_moves(folder / MOVES_FILE, lambda move: not move.get("by") or move["step"] < done)
-        recorded = read_moves(folder)
-        self.num_read = 1 + max((line.get("request", -1) for line in _lines(folder / MOVES_FILE)), default=-1)
+        if is_first():
+            mend(folder / MOVES_FILE)
+            keep_moves(folder / MOVES_FILE, lambda move: not move.get("by") or move["step"] < done)
+        recorded = on_first(lambda: read_moves(folder))
+        self.num_read = on_first(
+            lambda: 1 + max((line.get("request", -1) for line in _lines(folder / MOVES_FILE)), default=-1)
+        )
         known = recorded or list(planned)
         for move in known:
             if move.step < done and move.name != TRAINING:
@@ -78,7 +83,7 @@ class Dials:
             todo |= self.make(self.ahead.pop(0))
         paused = False
         while True:
-            for place, request in self._requests():
+            for place, request in on_first(self._requests):
                 try:
                     move = DialMove.make(request, step=step)
                     todo |= self.make(move)
@@ -119,6 +124,8 @@ class Dials:
         return [(place, line) for place, line in enumerate(_lines(path)) if place >= self.num_read]
 
     def _record(self, move: DialMove, request: int | None) -> None:
+        if not is_first():
+            return
         line = move.model_dump(mode="json", exclude_defaults=True) | (
             {} if request is None else {"request": request}
         )

@@ -18,6 +18,7 @@ from fairlead.data import Row, load_data
 from fairlead.training.adapter import plain_sft
 from fairlead.training.config import TrainConfig
 from fairlead.training.evidence import Evidence
+from fairlead.training.processes import is_sharded, num_processes
 from fairlead.training.setup import Setup, clause_rows
 
 
@@ -54,7 +55,9 @@ def train_expert(
     config = TrainConfig(
         steps=steps,
         lr=lr,
-        batch_size=min(16, len(encoded)),
+        batch_size=max(
+            1, min(16, len(encoded)) // num_processes()
+        ),  # the same rows a step, however many share them
         seed=setup.config.seed,
         checkpoint_every=0,
         precision=setup.config.precision,
@@ -70,6 +73,11 @@ def train_expert(
             config=config,
             folder=Path(folder),
             on_step=lambda step, seconds: "(expert)",
+        )
+    if is_sharded(expert):
+        raise TrainingError(
+            "an expert as evidence cannot be trained in sharded processes. Next: set explain_away's sources to prompt or "
+            "steering, or train without FSDP."
         )
     expert.eval()
     identity = sha256_json(

@@ -27,6 +27,7 @@ from fairlead.training.adapter import (
     quiet_transformers,
     release,
     run_trainer,
+    whole_weights,
 )
 from fairlead.training.batching import Composer
 from fairlead.training.combinations import check_combination
@@ -34,6 +35,7 @@ from fairlead.training.config import DialMove, TrainConfig
 from fairlead.training.controls import make_control
 from fairlead.training.dials import Dials, read_moves
 from fairlead.training.observe import MetricsFile, PressureObserver, read_metrics
+from fairlead.training.processes import is_first, on_first
 from fairlead.training.session import Session
 from fairlead.training.setup import Setup
 
@@ -108,7 +110,7 @@ def fit(
         cache=cache or folder / "cache",
     )
     checkpoints = folder / CHECKPOINTS
-    done = checkpoint_step(checkpoints) if resume else 0
+    done = on_first(lambda: checkpoint_step(checkpoints)) if resume else 0
     observer = make_observer(model, plan, dictionary, config=config, notes=setup.notes)
     for remark in check_combination(config.controls, use_data=config.use_data):
         setup.notes.append(remark)
@@ -122,8 +124,8 @@ def fit(
     composer = Composer(setup.encoded, pad_id=model.pad_id)
     if done:
         say(f"going on after step {done}")
-        session.restore(checkpoint_controls(checkpoints))
-    metrics = MetricsFile(folder / METRICS_FILE, keep_steps=done)
+        session.restore(on_first(lambda: checkpoint_controls(checkpoints)))
+    metrics = MetricsFile(folder / METRICS_FILE, keep_steps=done) if is_first() else None
     student = copy.deepcopy(model.hf) if config.method == "full" else model.hf
 
     def on_pre_step(step: int) -> None:
@@ -132,17 +134,20 @@ def fit(
 
     def on_step(step: int, seconds: float) -> str:
         state = session.state
+        if observer is not None:
+            observer.bring_together()
         pressure = dict(observer.latest) if observer is not None else {}
-        metrics.add(
-            StepRecord(
-                step=step,
-                loss=state.loss,
-                seconds=seconds,
-                pressure=pressure,
-                kept=dict(observer.latest_kept) if observer is not None else {},
-                parts=dict(state.parts),
+        if metrics is not None:
+            metrics.add(
+                StepRecord(
+                    step=step,
+                    loss=state.loss,
+                    seconds=seconds,
+                    pressure=pressure,
+                    kept=dict(observer.latest_kept) if observer is not None else {},
+                    parts=dict(state.parts),
+                )
             )
-        )
         note = f"loss {state.loss:.3f}"
         return note + (f" pressure {sum(pressure.values()):+.4f}" if pressure else "")
 
@@ -165,22 +170,25 @@ def fit(
             if observer is not None:
                 stack.enter_context(observer.attached(student))
             trained = run_trainer(trainer, session, resume=bool(done))
-            save(trained, model, folder, method=config.method)
+            weights = whole_weights(trainer)
+            on_first(lambda: save(trained, model, folder, method=config.method, weights=weights))
     except KeyboardInterrupt:
         kept = checkpoint_step(checkpoints)
         say(f"interrupted at step {session.state.step}; repeat the same command to go on after step {kept}.")
         raise
     finally:
-        metrics.close()
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    if cache is None:
-        shutil.rmtree(folder / "cache", ignore_errors=True)
-    steps = tuple(read_metrics(folder / METRICS_FILE))
+        if metrics is not None:
+            metrics.close()
+    if is_first():
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        if cache is None:
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+    steps = on_first(lambda: tuple(read_metrics(folder / METRICS_FILE)))
     if len(steps) < config.steps:
         setup.notes.append(f"stopped by hand after step {len(steps)} of {config.steps}.")
     return FitResult(
         steps=steps,
-        moves=tuple(read_moves(folder)),
+        moves=on_first(lambda: tuple(read_moves(folder))),
         controls=tuple(
             {"name": c.name, "kind": c.kind, "placebo": c.placebo, "strength": c.strength, **c.report()}
             for c in controls
@@ -247,8 +255,10 @@ def make_observer(
     return PressureObserver(dictionary, concepts, kept=kept, every=config.observe_every)
 
 
-def save(trained: Any, model: Model, folder: Path, *, method: str) -> Path:
-    """Save the trained model (or its adapter) with the tokenizer, all or nothing.
+def save(
+    trained: Any, model: Model, folder: Path, *, method: str, weights: dict[str, Any] | None = None
+) -> Path:
+    """Save the trained model (or its adapter) with the tokenizer, all or nothing; `weights` in place of its own.
 
     Raises:
         RunError: The disk is full or the place cannot be written.
@@ -257,7 +267,7 @@ def save(trained: Any, model: Model, folder: Path, *, method: str) -> Path:
     with quiet_transformers(), atomic_path(target) as temporary:
         temporary.mkdir(parents=True)
         try:
-            trained.save_pretrained(temporary)
+            trained.save_pretrained(temporary, **({} if weights is None else {"state_dict": weights}))
             model.tokenizer.save_pretrained(temporary)
         except Exception as error:
             if isinstance(error, OSError) or "SafetensorError" not in type(error).__name__:

@@ -12,6 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
+from fairlead.core.errors import RunError
+from fairlead.core.progress import say
 from fairlead.core.run import read_json, sha256_json, write_json
 from fairlead.data import Message, Row
 
@@ -82,26 +86,45 @@ def neutral_rows(
         seed,
         max_length,
     ]
-    path = cache / f"{sha256_json(identity)[:32]}.neutral.json" if cache is not None else None
-    if path is not None and path.is_file():
-        return [_row(record) for record in read_json(path)]
+    if cache is None:
+        return _make(model, rows, num=num, chat=chat, seed=seed, max_length=max_length)
+    cache.mkdir(parents=True, exist_ok=True)
+    path = cache / f"{sha256_json(identity)[:32]}.neutral.json"
+    with FileLock(str(path) + ".lock"):
+        made = _stored(path)
+        if made is None:
+            made = _make(model, rows, num=num, chat=chat, seed=seed, max_length=max_length)
+            write_json(path, [row.as_record() for row in made])
+    return made
+
+
+def _make(
+    model: Model, rows: list[Row], *, num: int, chat: bool, seed: int, max_length: int | None
+) -> list[Row]:
+    """The model's own answers to given prompts, or to generic ones."""
     room = min(MAX_NEW_TOKENS, max(8, (max_length or 4 * MAX_NEW_TOKENS) // 2))
     if rows:
         prompts = [row.prompt_messages for row in rows]
         answers = model.generate(prompts, max_new_tokens=room)
-        made = [_answered(p, a) for p, a in zip(prompts, answers, strict=True) if a.strip()]
-    elif chat:
+        return [_answered(p, a) for p, a in zip(prompts, answers, strict=True) if a.strip()]
+    if chat:
         prompts = [(Message("user", GENERIC_PROMPTS[i % len(GENERIC_PROMPTS)]),) for i in range(num)]
         answers = model.generate(prompts, max_new_tokens=room, temperature=1.0, seed=seed)
-        made = [_answered(p, a) for p, a in zip(prompts, answers, strict=True) if a.strip()]
-    else:
-        starts = [GENERIC_STARTS[i % len(GENERIC_STARTS)] for i in range(num)]
-        answers = model.generate(starts, max_new_tokens=room, temperature=1.0, seed=seed, chat=False)
-        made = [Row(text=start + answer) for start, answer in zip(starts, answers, strict=True)]
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, [row.as_record() for row in made])
-    return made
+        return [_answered(p, a) for p, a in zip(prompts, answers, strict=True) if a.strip()]
+    starts = [GENERIC_STARTS[i % len(GENERIC_STARTS)] for i in range(num)]
+    answers = model.generate(starts, max_new_tokens=room, temperature=1.0, seed=seed, chat=False)
+    return [Row(text=start + answer) for start, answer in zip(starts, answers, strict=True)]
+
+
+def _stored(path: Path) -> list[Row] | None:
+    """The rows of a cache file; None (with a remark) where there is none that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        return [_row(record) for record in read_json(path)]
+    except (RunError, KeyError, TypeError) as error:
+        say(f"{path}: the cached answers are broken and are made anew ({error})")
+        return None
 
 
 def _answered(prompt: Sequence[Message], answer: str) -> Row:

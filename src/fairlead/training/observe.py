@@ -3,7 +3,8 @@
 Pressure is the uptake on the data rows of the batch: minus the sum over positions of <dL/dh, d_f> a_f(h) at the
 dictionary's site, summed over the concept's latents, with L the data's loss per token as the student sees it
 (controls included). It is read from the activations and gradients of the training step itself, for these concepts'
-latents only: two thin matrix products more.
+latents only: two thin matrix products more. The readings of a step's micro-batches are summed, those of several processes
+averaged (each scales its loss by their number), so that the pressure is that of the whole batch, however it is cut.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fairlead.core.results import StepRecord
 from fairlead.gradients import PressureGauge
 from fairlead.models import watch
 from fairlead.training.batching import StepState
+from fairlead.training.processes import mean, num_processes
 
 if TYPE_CHECKING:
     from fairlead.dictionaries import Dictionary
@@ -58,6 +60,7 @@ class PressureObserver:
         self._tap: Tap | None = None
         self.latest: dict[str, float] = {}
         self.latest_kept: dict[str, float] = {}
+        self._step = -1
 
     def watch(self, concept: Concept, *, kept: bool = False) -> None:
         """Watch one more concept from the next reading on."""
@@ -66,6 +69,15 @@ class PressureObserver:
         else:
             self.concepts = (*self.concepts, concept)
         self._gauge = PressureGauge(self.dictionary, (*self.concepts, *self.kept))
+
+    def forget(self) -> None:
+        """Begin a new reading, whatever its step."""
+        self._step, self.latest, self.latest_kept = -1, {}, {}
+
+    def bring_together(self) -> None:
+        """Average the readings of a step over the processes (all must ask)."""
+        if num_processes() > 1:
+            self.latest, self.latest_kept = mean(self.latest), mean(self.latest_kept)
 
     @contextmanager
     def attached(self, module: nn.Module) -> Iterator[None]:
@@ -79,8 +91,9 @@ class PressureObserver:
 
     @torch.no_grad()
     def read(self, state: StepState, step: int) -> None:
-        """Take the reading of the step whose backward pass has just run."""
-        self.latest, self.latest_kept = {}, {}
+        """Add the reading of the micro-batch whose backward pass has just run to its step's."""
+        if step != self._step:
+            self._step, self.latest, self.latest_kept = step, {}, {}
         tap, view = self._tap, state.last
         if tap is None or tap.value is None or tap.grad is None or view is None or step % self.every:
             return
@@ -89,8 +102,9 @@ class PressureObserver:
         real = view.target_mask.flip(1).cumsum(1).flip(1) > 0  # positions up to the last predicted token
         hidden, grad = tap.value[real], tap.grad[real]
         found = self.pressure(hidden, grad)
-        self.latest = {concept.id: found[concept.id] for concept in self.concepts}
-        self.latest_kept = {concept.id: found[concept.id] for concept in self.kept}
+        for latest, concepts in ((self.latest, self.concepts), (self.latest_kept, self.kept)):
+            for concept in concepts:
+                latest[concept.id] = latest.get(concept.id, 0.0) + found[concept.id]
         for listen in self.listeners:
             listen(step, hidden, grad)
         tap.clear()

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairlead.core.errors import ConfigError, TrainingError
-from fairlead.training.batching import PoolComposer, PoolView, StepState, StepView, pop_view
+from fairlead.training import processes as group
+from fairlead.training.batching import PoolComposer, PoolView, StepPart, StepState, StepView, pop_view
 from fairlead.training.controls.base import Control
 from fairlead.training.logits import predicting, select_logits
 
@@ -51,6 +52,7 @@ class Session:
         self.shaping = [control for control in self.controls if control.touches_logits]
         self.weighing = [control for control in self.controls if control.weighs_tokens]
         self.state = StepState()
+        self._tally: dict[str, float] = {}
 
     @contextmanager
     def attached(self, module: nn.Module) -> Iterator[None]:
@@ -90,7 +92,7 @@ class Session:
         accumulate: int = 1,
         processes: int = 1,
     ) -> Tensor:
-        """Loss of one micro-batch.
+        """Loss of one micro-batch; those of an optimizer step add up to the step's, whatever it is cut into.
 
         Args:
             module: The student.
@@ -103,14 +105,17 @@ class Session:
         Raises:
             TrainingError: The loss is not finite.
         """
+        part: StepPart = inputs.pop("fl_part", None) or StepPart(tuple(inputs["fl_places"].tolist()))
         view = pop_view(inputs)
-        pools = self.compose(view.places, inputs["input_ids"].device) if self.pooled else None
-        share = (
-            accumulate if num_items is not None else 1
+        pools = self.compose(view.places, inputs["input_ids"].device, part) if self.pooled else None
+        divided = (
+            1 if num_items is not None else accumulate
         )  # without num_items the Trainer divides by it itself
         parts: dict[str, Tensor] = {}
         if pools is not None:
-            parts = {name: part / share for name, part in self._pool_parts(module, pools).items()}
+            # parts of a step add up over micro-batches; over processes gradients are averaged
+            found = self._pool_parts(module, pools)
+            parts = {name: value * (divided * part.processes) for name, value in found.items()}
         if self.use_data:
             self.state.view = self.state.last = view
             try:
@@ -121,11 +126,10 @@ class Session:
             finally:
                 self.state.view = None
             parts = {"data": data, **parts}
+        if not parts:  # a micro-batch without data or pool rows of its own
+            parts = {"data": select_logits(module, _model_inputs(inputs), view.predict_mask).sum() * 0.0}
         total = torch.stack(list(parts.values())).sum() if len(parts) > 1 else next(iter(parts.values()))
-        self.state.loss = float(total.detach())
-        self.state.parts = (
-            {name: float(part.detach()) for name, part in parts.items()} if len(parts) > 1 else {}
-        )
+        self._count(total, parts, divided=divided, first=part.micro == 0)
         if self.state.loss != self.state.loss or abs(self.state.loss) == float("inf"):
             raise TrainingError(
                 f"step {self.state.step + 1}: the loss is {self.state.loss} ({self.state.parts or 'data only'}). Nothing was "
@@ -133,6 +137,22 @@ class Session:
                 "rows in the data."
             )
         return total
+
+    def _count(self, total: Tensor, parts: dict[str, Tensor], *, divided: int, first: bool) -> None:
+        """Add a micro-batch to the step's loss and parts."""
+        if first:
+            self._tally, self.state.loss = {}, 0.0
+        self.state.loss += float(total.detach()) / divided
+        for name, value in parts.items():
+            self._tally[name] = self._tally.get(name, 0.0) + float(value.detach()) / divided
+        self.state.parts = dict(self._tally) if len(self._tally) > 1 else {}
+
+    def end_step(self) -> None:
+        """Bring the loss and its parts together over the processes."""
+        if group.num_processes() > 1:
+            values = group.mean({"": self.state.loss, **self.state.parts})
+            self.state.loss = values.pop("")
+            self.state.parts = values
 
     def _shaped(
         self,
@@ -143,8 +163,7 @@ class Session:
         num_items: Tensor | int | None,
         processes: int,
     ) -> Tensor:
-        model_inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        logits = select_logits(module, {**model_inputs, "use_cache": False}, view.predict_mask)
+        logits = select_logits(module, _model_inputs(inputs), view.predict_mask)
         for control in self.shaping:
             adjusted = control.adjust_logits(logits, view)
             logits = logits if adjusted is None else adjusted
@@ -164,9 +183,16 @@ class Session:
         logits = select_logits(module, inputs, predicting(pools.target_mask))
         targets = pools.targets.to(logits.device)
         parts = {}
-        for control, rows, span in zip(self.pooled, pools.rows, pools.spans, strict=True):
+        for control, rows, span, weight in zip(
+            self.pooled, pools.rows, pools.spans, pools.weights, strict=True
+        ):
             assert control.pool is not None
             if not rows:
                 continue
-            parts[control.pool.name] = control.pool_loss(logits[span], targets[span], rows)
+            parts[control.pool.name] = weight * control.pool_loss(logits[span], targets[span], rows)
         return parts
+
+
+def _model_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+    """What the model is given of a batch."""
+    return {**{name: value for name, value in inputs.items() if name != "labels"}, "use_cache": False}

@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from filelock import FileLock
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fairlead.core.progress import say
 from fairlead.core.run import atomic_path, sha256_json
 
 DENSE_VOCAB = 8192
@@ -209,6 +210,19 @@ def cached(folder: Path | None, identity: Any, make: Callable[[], TokenTable]) -
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{sha256_json(identity)[:32]}.safetensors"
     with FileLock(str(path) + ".lock"):
-        if not path.is_file():
+        table = _stored(path)
+        if table is None:
             make().save(path)
+            table = TokenTable.load(path)
+        return table
+
+
+def _stored(path: Path) -> TokenTable | None:
+    """The table in a cache file; None (with a remark) where there is none that can be read."""
+    if not path.is_file():
+        return None
+    try:
         return TokenTable.load(path)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        say(f"{path}: the cached table is broken and is made anew ({error})")
+        return None

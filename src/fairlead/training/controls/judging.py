@@ -26,6 +26,7 @@ from fairlead.core.errors import TrainingError
 from fairlead.core.progress import say
 from fairlead.core.records import Concept, Decision, Plan
 from fairlead.core.run import read_json
+from fairlead.training import processes
 from fairlead.training.controls.base import Control, Kind
 from fairlead.training.neutral import neutral_rows
 from fairlead.training.setup import Setup
@@ -112,9 +113,13 @@ class Judge(Control):
 
     @override
     def before_step(self, step: int, student: nn.Module) -> None:
-        if step == 0 or step % self.options.every or self.sums is None:
+        if step == 0 or step % self.options.every:
             return
-        chosen, self.sums = self.choose(self.sums, step), None
+        gathered = [sums for sums in processes.gather(self.sums) if sums is not None]
+        self.sums = None
+        if not gathered:
+            return
+        chosen = self.choose(torch.stack(gathered).sum(0), step)
         if not chosen:
             return
         setup = self.setup

@@ -37,6 +37,7 @@ from fairlead.core.progress import say
 from fairlead.core.records import Clause
 from fairlead.data import Encoded, Message, Row
 from fairlead.models.families import unwrap
+from fairlead.training import processes
 from fairlead.training.batching import RowPool
 from fairlead.training.controls.base import Control, Kind
 from fairlead.training.evidence import best_prompt, target_logprobs
@@ -103,7 +104,7 @@ class OwnCounterparts(Control):
         self.steps = frozenset(int(first + place * gap) for place in range(options.times))
         rng = random.Random(f"{setup.config.seed}:{self.name}")
         places = rng.sample(range(len(setup.rows)), min(options.num, len(setup.rows)))
-        self.needed = self.words_needed(setup, sorted(places))
+        self.needed = processes.on_first(lambda: self.words_needed(setup, sorted(places)))
         self.pool = RowPool(self.name, [], options.rows)
 
     def words_needed(self, setup: Setup, places: list[int]) -> dict[int, frozenset[str]]:
@@ -135,7 +136,11 @@ class OwnCounterparts(Control):
         model.hf = unwrap(student)
         model.hf.eval()
         try:
-            self.ask(model, step)
+            if not processes.is_sharded(student):
+                processes.on_first(lambda: self.ask(model, step))
+            else:  # no process has the whole student: all go through the same answers together
+                self.ask(model, step)
+            self.kept, self.asked = processes.on_first(lambda: (self.kept, self.asked))
         finally:
             student.train(training)
         self.refill()
