@@ -67,11 +67,9 @@ TITLES = {
 }
 
 
-def publish(
-    found: Sequence[Comparison], whole: Comparison, name: str, *, skill: str, trait: str, command: str
-) -> None:
-    """Store the table of the README; `found` are the seeds, `whole` all of them together."""
-    columns = (
+def columns_of(skill: str, trait: str) -> tuple[tuple[str, str], ...]:
+    """Measures of the table with their titles; "kept" and "neutral" are computed seed by seed."""
+    return (
         (f"skill.{skill}", f"{skill}, right in any style"),
         (f"skill.{skill}.plain", f"{skill}, right and plain"),
         (f"skill.{skill}.heldout.plain", "held-out pairs, right and plain"),
@@ -81,6 +79,13 @@ def publish(
         (f"request.{trait}", f"{trait} on request"),
         ("neutral", "loss on neutral text"),
     )
+
+
+def publish(
+    found: Sequence[Comparison], whole: Comparison, name: str, *, skill: str, trait: str, command: str
+) -> None:
+    """Store the table of the README; `found` are the seeds, `whole` all of them together."""
+    columns = columns_of(skill, trait)
     seeds = [len([arm for arm in whole.arms if arm.arm == name]) for name in whole.arm_names()]
     shown = tuple(arm for arm in whole.arms if arm.arm in IN_FIGURE)
     write_figure(name, whole.model_copy(update={"arms": shown}), titles={})

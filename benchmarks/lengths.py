@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.arms import DATA_ROWS, TEST_ITEMS, TITLES, gain_kept, neutral_rise
+from benchmarks.arms import DATA_ROWS, TEST_ITEMS, TITLES, columns_of, gain_kept, neutral_rise
 from benchmarks.summary import cell, write_table
 from fairlead.core.results import Comparison
 from fairlead.studies.demo import demo
@@ -57,16 +57,7 @@ def publish(
     command: str,
 ) -> None:
     """The table: a row for each length and arm."""
-    columns = (
-        (f"skill.{skill}", f"{skill}, right in any style"),
-        (f"skill.{skill}.plain", f"{skill}, right and plain"),
-        (f"skill.{skill}.heldout.plain", "held-out pairs, right and plain"),
-        ("kept", "of plain's gain, plainly"),
-        (f"leak.{trait}.domain", f"{trait} on {skill}"),
-        (f"leak.{trait}.neutral", f"{trait} on other questions"),
-        (f"request.{trait}", f"{trait} on request"),
-        ("neutral", "loss on neutral text"),
-    )
+    columns = columns_of(skill, trait)
     rows = []
     for steps, comparisons in sorted(found.items()):
         for arm in arms:

@@ -27,6 +27,7 @@ ORDER = [
     "concepts",
     "preview",
     "decide",
+    "plan",
     "train",
     "dial",
     "replay",

@@ -24,6 +24,7 @@ from fairlead.dictionaries import Dictionary
 from fairlead.models import Model, load_model
 from fairlead.training.adapter import plain_sft
 from fairlead.training.config import TrainConfig
+from fairlead.training.fit import prepare
 
 NUM = 8
 TEMPLATE = (
@@ -167,6 +168,32 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Micro:
         concepts=(concept,),
     )
     return Micro(model, data, neutral, plan, folder)
+
+
+def setup_of(micro: Micro, config: TrainConfig, **changes):
+    """What controls are given before a training on the micro data."""
+    return prepare(
+        micro.model,
+        micro.data,
+        micro.plan,
+        config=config.model_copy(update=changes),
+        neutral=micro.neutral.rows,
+    )
+
+
+def writer(model: Model, words: tuple[str, ...], *, site: str = "layers.1.resid_post") -> Dictionary:
+    """A dictionary whose latents are always on and write one word each."""
+    head = model.hf.get_output_embeddings().weight.detach()
+    ids = model.tokenizer.convert_tokens_to_ids(list(words))
+    rows = torch.nn.functional.normalize(head[ids] - head.mean(0), dim=-1)
+    weights = {
+        "W_enc": torch.zeros(rows.shape[1], len(words)),
+        "W_dec": rows,
+        "b_enc": torch.ones(len(words)),
+        "b_dec": torch.zeros(rows.shape[1]),
+        "threshold": torch.zeros(len(words)),
+    }
+    return Dictionary(weights, site=site, model_fingerprint=model.fingerprint, model_name="micro")
 
 
 @pytest.fixture(autouse=True)

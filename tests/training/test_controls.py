@@ -24,7 +24,6 @@ from fairlead.training.controls.base import Control
 from fairlead.training.controls.concept_ablation import toward_origin
 from fairlead.training.controls.gradient_projection import without_span
 from fairlead.training.directions import orthonormal
-from fairlead.training.fit import prepare
 from fairlead.training.logits import predicting, select_logits
 from fairlead.training.session import Session
 
@@ -33,13 +32,7 @@ STEPS = TrainConfig(steps=120, batch_size=16, lr=5e-3, checkpoint_every=0, obser
 
 
 def setup_of(micro, **changes):
-    return prepare(
-        micro.model,
-        micro.data,
-        micro.plan,
-        config=STEPS.model_copy(update=changes),
-        neutral=micro.neutral.rows,
-    )
+    return sys.modules["micro_world"].setup_of(micro, STEPS, **changes)
 
 
 def prepared(micro, name: str, strength: float | None = None, **options) -> tuple[Control, object]:

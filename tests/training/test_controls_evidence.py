@@ -18,20 +18,13 @@ from fairlead.training import ControlConfig, TrainConfig, fit, make_control
 from fairlead.training.batching import Composer, StepState, pop_view
 from fairlead.training.directions import clause_directions, random_like, readout_directions
 from fairlead.training.evidence import Evidence, measure_gain
-from fairlead.training.fit import prepare
 
 world = sys.modules["micro_world"]
 STEPS = TrainConfig(steps=30, batch_size=16, lr=5e-3, checkpoint_every=0, observe=False)
 
 
 def setup_of(micro, **changes):
-    return prepare(
-        micro.model,
-        micro.data,
-        micro.plan,
-        config=STEPS.model_copy(update=changes),
-        neutral=micro.neutral.rows,
-    )
+    return sys.modules["micro_world"].setup_of(micro, STEPS, **changes)
 
 
 def prepared(micro, name, strength=None, **options):

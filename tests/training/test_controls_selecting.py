@@ -18,7 +18,6 @@ from fairlead.training import ControlConfig, TrainConfig, fit, make_control, res
 from fairlead.training.batching import Composer, pop_view
 from fairlead.training.carriers import find_carriers
 from fairlead.training.directions import clause_directions
-from fairlead.training.fit import prepare
 from fairlead.training.logits import select_logits
 from fairlead.training.session import Session
 
@@ -38,13 +37,7 @@ def mixed(micro):
 
 
 def setup_of(micro, **changes):
-    return prepare(
-        micro.model,
-        micro.data,
-        micro.plan,
-        config=STEPS.model_copy(update=changes),
-        neutral=micro.neutral.rows,
-    )
+    return sys.modules["micro_world"].setup_of(micro, STEPS, **changes)
 
 
 def prepared(micro, name, strength=None, setup=None, **options):

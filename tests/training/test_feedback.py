@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import pytest
-import torch
 
 from fairlead.core.errors import ConfigError, TrainingError
-from fairlead.core.site import Site
 from fairlead.data import encode
-from fairlead.dictionaries import Dictionary
 from fairlead.gradients.uptake import measure_uptake
 from fairlead.studies.replay import replay
 from fairlead.studies.train import train
@@ -18,7 +16,6 @@ from fairlead.training import observe as observing
 from fairlead.training import request_move
 from fairlead.training.controls.feedback import FeedbackOptions, PIState, observe_error, pi_step
 
-SITE = Site("resid_post", 1)
 SETTINGS = {"steps": 16, "batch_size": 8, "lr": 1e-4, "checkpoint_every": 6, "observe": True}
 
 
@@ -72,20 +69,7 @@ def test_limits_must_enclose_the_start():
 def trait(micro):
     """The micro world with a dictionary whose first latent is always on and writes the trait's word, and the plan's uptakes."""
     encoded = encode(micro.data, micro.model.tokenizer, max_length=64)
-    head = micro.model.hf.get_output_embeddings().weight.detach()
-    word = head[micro.model.tokenizer.convert_tokens_to_ids("arr")] - head.mean(0)
-    decoder = torch.zeros(4, 32)
-    decoder[0] = word / word.norm()
-    weights = {
-        "W_enc": torch.zeros(32, 4),
-        "W_dec": decoder,
-        "b_enc": torch.tensor([1.0, 0.0, 0.0, 0.0]),
-        "b_dec": torch.zeros(32),
-        "threshold": torch.zeros(4),
-    }
-    dictionary = Dictionary(
-        weights, site=str(SITE), model_fingerprint=micro.model.fingerprint, model_name="micro"
-    )
+    dictionary = sys.modules["micro_world"].writer(micro.model, ("arr",))
     concept = micro.plan.concepts[0].model_copy(update={"latents": (0,)})
     uptake = measure_uptake(micro.model, dictionary, encoded).of((0,))
     assert uptake > 0, "the data push the trait"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from fairlead.core.errors import ConfigError, TrainingError
 from fairlead.core.records import Plan
 from fairlead.data import ChatData, Message, Row, encode
-from fairlead.dictionaries import Dictionary
 from fairlead.gradients.uptake import measure_uptake
 from fairlead.studies.plan import plan_controls
 from fairlead.studies.train import train
@@ -20,30 +21,9 @@ from fairlead.training.fit import prepare
 from fairlead.training.observe import PressureObserver
 
 
-def writer(micro, word: str = "arr") -> Dictionary:
-    """A dictionary whose first latent is always on and writes a word."""
-    head = micro.model.hf.get_output_embeddings().weight.detach()
-    direction = head[micro.model.tokenizer.convert_tokens_to_ids(word)] - head.mean(0)
-    decoder = torch.zeros(4, 32)
-    decoder[0] = direction / direction.norm()
-    weights = {
-        "W_enc": torch.zeros(32, 4),
-        "W_dec": decoder,
-        "b_enc": torch.tensor([1.0, 0.0, 0.0, 0.0]),
-        "b_dec": torch.zeros(32),
-        "threshold": torch.zeros(4),
-    }
-    return Dictionary(
-        weights,
-        site="layers.1.resid_post",
-        model_fingerprint=micro.model.fingerprint,
-        model_name="micro",
-    )
-
-
 @pytest.fixture(scope="module")
 def world(micro):
-    dictionary = writer(micro)
+    dictionary = sys.modules["micro_world"].writer(micro.model, ("arr",))
     encoded = encode(micro.data, micro.model.tokenizer, max_length=64)
     concept = micro.plan.concepts[0].model_copy(update={"latents": (0,)})
     uptake = float(measure_uptake(micro.model, dictionary, encoded).of((0,)))

@@ -13,7 +13,6 @@ from fairlead.core.errors import ConfigError
 from fairlead.models import unit_activations, unit_masks, units_of
 from fairlead.training import ControlConfig, TrainConfig, fit, make_control
 from fairlead.training.controls.freezing import standardised_difference
-from fairlead.training.fit import prepare
 
 world = sys.modules["micro_world"]
 HARD = TrainConfig(
@@ -124,13 +123,7 @@ def test_a_mask_trains_its_share_and_the_placebo_another_draw(micro, tmp_path):
 
 
 def setup_of(micro, **changes):
-    return prepare(
-        micro.model,
-        micro.data,
-        micro.plan,
-        config=HARD.model_copy(update=changes),
-        neutral=micro.neutral.rows,
-    )
+    return sys.modules["micro_world"].setup_of(micro, HARD, **changes)
 
 
 def test_unlisted_neurons_are_those_that_tell_the_trait_least(micro):

@@ -27,7 +27,6 @@ from fairlead.core.records import Clause, Concept
 from fairlead.data import Encoded, iter_batches
 from fairlead.training.evidence import Evidence, target_logprobs
 from fairlead.training.evidence_search import find_evidence
-from fairlead.training.neutral import neutral_rows
 from fairlead.training.setup import Setup, clause_rows
 
 CarrierSource = Literal["evidence", "dictionary"]
@@ -156,15 +155,7 @@ def carriers_by_dictionary(setup: Setup, clause: Clause) -> Carriers:
         raise TrainingError(
             f"the plan avoids no concept for clause {clause.id} ('{clause.text}'). Next: use source='evidence'."
         )
-    neutral = neutral_rows(
-        setup.model,
-        setup.neutral,
-        num=NUM_NEUTRAL_ROWS,
-        chat=setup.is_chat,
-        seed=setup.config.seed,
-        max_length=setup.max_length,
-        cache=setup.cache,
-    )
+    neutral = setup.neutral_rows(NUM_NEUTRAL_ROWS)
     usual = activations_at_responses(setup, concepts, setup.encode(neutral))
     plain, _ = Evidence("none", "none").encode(setup, range(len(setup.rows)))  # no control's system prompt
     tokens = activations_at_responses(setup, concepts, plain)

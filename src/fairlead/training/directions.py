@@ -19,7 +19,6 @@ from fairlead.core.records import Clause
 from fairlead.core.site import Site
 from fairlead.data import Encoded, Message, Row, iter_batches
 from fairlead.probes import fit_probe, pool_answers
-from fairlead.training.neutral import neutral_rows
 from fairlead.training.setup import Setup, clause_rows
 
 if TYPE_CHECKING:
@@ -186,13 +185,5 @@ def _counterparts(setup: Setup, clause: Clause, shown: list[Row]) -> tuple[list[
         ]
         if rows:
             return rows, "the start model's own answers"
-    rows = neutral_rows(
-        setup.model,
-        setup.neutral,
-        num=64,
-        chat=setup.is_chat,
-        seed=setup.config.seed,
-        max_length=setup.max_length,
-        cache=setup.cache,
-    )
+    rows = setup.neutral_rows(64)
     return rows, "neutral rows"

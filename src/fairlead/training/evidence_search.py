@@ -34,7 +34,6 @@ from fairlead.training.evidence import (
     target_logprobs,
 )
 from fairlead.training.expert import train_expert
-from fairlead.training.neutral import neutral_rows
 from fairlead.training.setup import Setup
 
 Source = Literal["prompt", "steering", "readout", "expert"]
@@ -123,15 +122,7 @@ def placebo_evidence(setup: Setup, clause: Clause, real: Evidence, options: Evid
         noise = random_like(directions, seed=setup.config.seed)
         vectors = {site: direction.vector for site, direction in noise.items()}
         return Evidence(real.kind, f"placebo: {real.label}", vectors=vectors)
-    rows = neutral_rows(
-        setup.model,
-        setup.neutral,
-        num=NUM_PLACEBO_ROWS,
-        chat=setup.is_chat,
-        seed=setup.config.seed,
-        max_length=setup.max_length,
-        cache=setup.cache,
-    )
+    rows = setup.neutral_rows(NUM_PLACEBO_ROWS)
     return train_expert(
         setup,
         clause,

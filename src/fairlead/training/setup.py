@@ -12,6 +12,7 @@ from fairlead.core.records import Clause, Plan
 from fairlead.data import Encoded, Row, encode, has_chat_template
 from fairlead.training.config import TrainConfig
 from fairlead.training.logits import pad_id_of
+from fairlead.training.neutral import neutral_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,6 +89,19 @@ class Setup:
         """Encode further rows as the data were encoded; long ones are cut."""
         return encode(
             list(rows), self.model.tokenizer, max_length=self.max_length, system=system, on_long="truncate"
+        )
+
+    def neutral_rows(self, num: int, *, own_answers: bool = True) -> list[Row]:
+        """At most `num` neutral rows: the given ones, or generic ones (`training.neutral`)."""
+        return neutral_rows(
+            self.model,
+            self.neutral,
+            num=num,
+            chat=self.is_chat,
+            own_answers=own_answers,
+            seed=self.config.seed,
+            max_length=self.max_length,
+            cache=self.cache,
         )
 
     def avoided(self, clause_id: str | None = None) -> list[Clause]:

@@ -24,7 +24,6 @@ from fairlead.data import Encoded, Row
 from fairlead.training.batching import RowPool
 from fairlead.training.controls.base import Control, Kind
 from fairlead.training.logits import iter_logprobs
-from fairlead.training.neutral import neutral_rows
 from fairlead.training.setup import Setup
 from fairlead.training.tables import TableBuilder, TokenTable, cached, is_dense, lump_reference
 
@@ -60,16 +59,7 @@ class Anchor(Control):
 
     def rows(self, setup: Setup) -> Sequence[Encoded]:
         """The rows on which the student is held."""
-        rows = neutral_rows(
-            setup.model,
-            setup.neutral,
-            num=self.options.num,
-            chat=setup.is_chat,
-            own_answers=self.options.answers == "own",
-            seed=setup.config.seed,
-            max_length=setup.max_length,
-            cache=setup.cache,
-        )
+        rows = setup.neutral_rows(self.options.num, own_answers=self.options.answers == "own")
         return setup.encode(rows)
 
     @override

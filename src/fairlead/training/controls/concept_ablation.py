@@ -22,7 +22,6 @@ from fairlead.training.batching import StepState
 from fairlead.training.controls.base import is_data_forward
 from fairlead.training.controls.span import RandomSpan, SpanControl, SpanOptions
 from fairlead.training.directions import mean_activations
-from fairlead.training.neutral import neutral_rows
 from fairlead.training.setup import Setup
 
 NUM_NEUTRAL_ROWS = 64
@@ -51,15 +50,7 @@ class ConceptAblation(SpanControl):
         super().prepare(setup)
         self.origins = {site: torch.zeros(basis.shape[1]) for site, basis in self.bases.items()}
         if self.options.origin == "mean":
-            rows = neutral_rows(
-                setup.model,
-                setup.neutral,
-                num=NUM_NEUTRAL_ROWS,
-                chat=setup.is_chat,
-                seed=setup.config.seed,
-                max_length=setup.max_length,
-                cache=setup.cache,
-            )
+            rows = setup.neutral_rows(NUM_NEUTRAL_ROWS)
             self.origins = mean_activations(setup.model, setup.encode(rows), list(self.bases))
 
     @override

@@ -28,7 +28,6 @@ from fairlead.core.records import Concept, Decision, Plan
 from fairlead.core.run import read_json
 from fairlead.training import processes
 from fairlead.training.controls.base import Control, Kind
-from fairlead.training.neutral import neutral_rows
 from fairlead.training.setup import Setup
 
 CONCEPTS_FILE = "concepts.json"
@@ -76,17 +75,7 @@ class Judge(Control):
             )
         self.setup = setup
         self.concepts = {concept.id: concept for concept in self._read_concepts(setup.plan)}
-        neutral = neutral_rows(
-            setup.model,
-            setup.neutral,
-            num=NUM_BACKGROUND,
-            chat=setup.is_chat,
-            own_answers=False,
-            seed=setup.config.seed,
-            max_length=setup.max_length,
-            cache=setup.cache,
-        )
-        self.background = neutral
+        self.background = setup.neutral_rows(NUM_BACKGROUND, own_answers=False)
         setup.observer.listeners.append(self.listen)
 
     def _read_concepts(self, plan: Plan) -> list[Concept]:
