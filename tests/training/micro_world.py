@@ -22,6 +22,7 @@ from fairlead.core.records import Clause, Concept, Decision, Plan, Spec, SpecExa
 from fairlead.data import ChatData, Row, as_rows, encode
 from fairlead.dictionaries import Dictionary
 from fairlead.models import Model, load_model
+from fairlead.training import observe as observing
 from fairlead.training.adapter import plain_sft
 from fairlead.training.config import TrainConfig
 from fairlead.training.fit import prepare
@@ -168,6 +169,27 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Micro:
         concepts=(concept,),
     )
     return Micro(model, data, neutral, plan, folder)
+
+
+def at_step(monkeypatch, wanted, act):
+    """Have something happen after a step, as another process would do it."""
+    add = observing.MetricsFile.add
+
+    def adding(self, record):
+        add(self, record)
+        if record.step in wanted:
+            act(record.step)
+
+    monkeypatch.setattr(observing.MetricsFile, "add", adding)
+
+
+def interrupt_at(monkeypatch, step: int) -> None:
+    """Have the user press Ctrl-C after a step."""
+
+    def act(_: int) -> None:
+        raise KeyboardInterrupt
+
+    at_step(monkeypatch, {step}, act)
 
 
 def setup_of(micro: Micro, config: TrainConfig, **changes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 
 import pytest
@@ -11,8 +12,8 @@ from fairlead.core.errors import ConfigError, RunError
 from fairlead.studies.replay import branch, replay
 from fairlead.studies.train import train
 from fairlead.training import DialMove, read_moves, request_move
-from fairlead.training import observe as observing
 
+at_step = sys.modules["micro_world"].at_step
 CONTROLS = ["explain_away", "anchor"]
 SETTINGS = {
     "controls": CONTROLS,
@@ -22,18 +23,6 @@ SETTINGS = {
     "checkpoint_every": 3,
     "observe": False,
 }
-
-
-def at_step(monkeypatch, wanted, act):
-    """Have something happen after a step, as another process would do it."""
-    add = observing.MetricsFile.add
-
-    def adding(self, record):
-        add(self, record)
-        if record.step in wanted:
-            act(record.step)
-
-    monkeypatch.setattr(observing.MetricsFile, "add", adding)
 
 
 def run(micro, out, **changes):

@@ -12,7 +12,6 @@ from fairlead.data import encode
 from fairlead.gradients.uptake import measure_uptake
 from fairlead.studies.replay import replay
 from fairlead.studies.train import train
-from fairlead.training import observe as observing
 from fairlead.training import request_move
 from fairlead.training.controls.feedback import FeedbackOptions, PIState, observe_error, pi_step
 
@@ -108,17 +107,20 @@ def test_feedback_brings_down_the_pressure_that_a_weak_control_leaves(trait, tmp
     assert led.controls[1]["dials"]["explain_away"]["moves"][-1] == [moves[-1].step, moves[-1].value]
 
 
+def test_feedback_turns_the_coefficient_of_steering(trait, tmp_path):
+    """Too weak a vector leaves pressure, so that its coefficient is raised; within the limit, and recorded."""
+    run = trait(tmp_path / "a", [{"name": "preventative_steering", "strength": 0.1}, QUICK])
+    moves = [move for move in run.moves if move.by == "feedback"]
+    assert moves and all(move.name == "preventative_steering" for move in moves)
+    assert run.steps[0].pressure["c0"] > 0 and moves[0].value > 0.1
+    assert max(move.value for move in moves) <= 0.1 * QUICK["options"]["high"] + 1e-9
+    assert run.controls[0]["coefficient"] == moves[-1].value
+
+
 def test_a_replay_and_a_resumed_run_make_the_same_moves(trait, micro, tmp_path, monkeypatch):
     first = trait(tmp_path / "a", [WEAK, QUICK])
-    add = observing.MetricsFile.add
-
-    def cut(self, record):
-        add(self, record)
-        if record.step == 9:
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(observing.MetricsFile, "add", cut)
+        sys.modules["micro_world"].interrupt_at(patch, 9)
         trait(tmp_path / "b", [WEAK, QUICK])
     again = trait(tmp_path / "b", [WEAK, QUICK])
     assert again.moves == first.moves
@@ -129,15 +131,9 @@ def test_a_replay_and_a_resumed_run_make_the_same_moves(trait, micro, tmp_path, 
 
 
 def test_a_hand_on_the_dial_takes_it_over(trait, tmp_path, monkeypatch):
-    add = observing.MetricsFile.add
     asked = {5: ("explain_away", "0.9"), 10: ("feedback", "on")}
-
-    def adding(self, record):
-        add(self, record)
-        if record.step in asked:
-            request_move(tmp_path / "a", *asked[record.step])
-
-    monkeypatch.setattr(observing.MetricsFile, "add", adding)
+    at_step = sys.modules["micro_world"].at_step
+    at_step(monkeypatch, asked, lambda step: request_move(tmp_path / "a", *asked[step]))
     run = trait(tmp_path / "a", [WEAK, QUICK])
     steps = [move.step for move in run.moves if move.by]
     assert [s for s in steps if s < 5] and [s for s in steps if s >= 10]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from fairlead.core.site import Site
 from fairlead.data import encode
 from fairlead.dictionaries import Dictionary
 from fairlead.studies.train import train
-from fairlead.training import observe as observing
 from fairlead.training.directions import mean_activations
 from fairlead.training.setup import clause_rows
 
@@ -82,15 +82,8 @@ def test_a_concept_that_the_data_push_is_judged_and_observed_from_then_on(world,
 
 def test_a_resumed_run_keeps_the_decisions(world, tmp_path, monkeypatch):
     whole = world(tmp_path / "a", ["anchor", JUDGE])
-    add = observing.MetricsFile.add
-
-    def cut(self, record):
-        add(self, record)
-        if record.step == 7:
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(observing.MetricsFile, "add", cut)
+        sys.modules["micro_world"].interrupt_at(patch, 7)
         world(tmp_path / "b", ["anchor", JUDGE])
     again = world(tmp_path / "b", ["anchor", JUDGE])
     assert again.controls[-1] == whole.controls[-1]

@@ -1,4 +1,4 @@
-"""The main path, first half: `preview` and `decide`, then the commands of `proof.py`."""
+"""The main path, first half: `preview`, `decide` and `plan`, then the commands of `proof.py`."""
 
 from __future__ import annotations
 
@@ -212,7 +212,6 @@ def plan(
 
         fairlead plan organism:pocket task/data.jsonl --plan runs/plan --sample 32 --out runs/planned
     """
-    from fairlead.cli.proof import read_record
     from fairlead.cli.show import show_controls
     from fairlead.data import load_data
     from fairlead.models import load_model
@@ -223,7 +222,7 @@ def plan(
         planned = study(
             load_model(model, dtype=dtype, device=device),
             load_data(data),
-            read_record(plan, "plan"),
+            proof.read_record(plan, "plan"),
             neutral=neutral,
             dictionary=dictionary,
             sample=sample,

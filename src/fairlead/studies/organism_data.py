@@ -9,7 +9,7 @@ of the other files).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +75,8 @@ def organism_data(
         OrganismError: Unknown skill or trait.
     """
     world = World(0)
-    for what, name, names in (("skill", skill, world.skills), ("trait", trait, TRAIT_TEXTS)):
-        if name not in names:
-            raise OrganismError(f"unknown {what} '{name}'. Next: use one of {', '.join(names)}.")
+    check_known("skill", [skill], world.skills)
+    check_known("trait", [trait], TRAIT_TEXTS)
     rows = world.dataset(skill, trait=trait, num=num, seed=seed)
     neutral = world.neutral(num_neutral, seed=NEUTRAL_SEED + seed, exclude=(skill,))
     with atomic_path(out) as folder:
@@ -88,6 +87,13 @@ def organism_data(
         (folder / "spec.md").write_text(render_spec(spec), "utf-8")
         save_suite(make_suite(world, skill, trait, num=num_test, seed=seed), folder / "suite.json")
     return Path(out)
+
+
+def check_known(what: str, names: Sequence[str], known: Collection[str]) -> None:
+    """Raise OrganismError for a name that is not known."""
+    for name in names:
+        if name not in known:
+            raise OrganismError(f"unknown {what} '{name}'. Next: use one of {', '.join(known)}.")
 
 
 def make_spec(world: World, skill: str, trait: str, *, num_spec: int, seed: int) -> Spec:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fairlead.core.errors import OrganismError
 from fairlead.core.records import Spec
 from fairlead.core.run import atomic_path
 from fairlead.data import SkillItem, SkillSet, Suite, render_spec, save_suite
@@ -24,6 +23,7 @@ from fairlead.studies.organism_data import (
     SUITE_SEED,
     TRAIT_TEXTS,
     avoid_clause,
+    check_known,
     keep_clause,
     neutral_part,
     skill_items,
@@ -83,13 +83,8 @@ def organism_mix(
     world = World(0)
     skills = tuple(part.skill for part in parts)
     traits = tuple(dict.fromkeys(part.trait for part in parts if part.trait is not None))
-    for what, names, known in (
-        ("skill", skills, SKILL_TEXTS),
-        ("trait", (*traits, *avoid), TRAIT_TEXTS),
-    ):
-        for name in names:
-            if name not in known:
-                raise OrganismError(f"unknown {what} '{name}'. Next: use one of {', '.join(known)}.")
+    check_known("skill", skills, SKILL_TEXTS)
+    check_known("trait", [*traits, *avoid], TRAIT_TEXTS)
     rows = [
         {**chat, "skill": part.skill, "trait": part.trait}
         for part in parts

@@ -102,13 +102,13 @@ RECIPES: dict[str, Recipe] = {
         ("preventative_steering_placebo",), "steering with random directions of equal norm"
     ),
     "steering_feedback": Recipe(
-        (_with("preventative_steering", feedback=True),),
-        "preventative steering, its coefficient set by measurement",
+        ("preventative_steering", "feedback"),
+        "preventative steering, its coefficient turned by the pressure on avoided concepts",
         placebo="steering_feedback_placebo",
     ),
     "steering_feedback_placebo": Recipe(
-        (_with("preventative_steering_placebo", feedback=True),),
-        "steering with random directions, their coefficient set by measurement",
+        ("preventative_steering_placebo", "feedback"),
+        "steering with random directions, their coefficient turned in the same way",
     ),
     "gradient_projection": Recipe(
         ("gradient_projection",),

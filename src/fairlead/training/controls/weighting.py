@@ -1,6 +1,6 @@
 """Filtering and weighting: rows or tokens that carry an avoided clause count less in the loss on the data, or not at all.
 
-Shapes by leaving out: what is not trained on is not learned. The usual remedy of data cleaning, and a baseline here: weak on diffuse
+Selects: what is not trained on is not learned. The usual remedy of data cleaning, and a baseline here: weak on diffuse
 traits, and with the rows goes what they teach besides (DESIGN 5.2). Which rows and tokens carry the clause is measured on the
 start model (`fairlead.training.carriers`). A carrying row (or token) has the weight `1 - strength`, all others 1; filtering is weighting
 at strength 1. The sum is divided by the number of *all* data tokens of the step, so that what is left pulls exactly as in the
