@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from fairlead.cli import proof
 from fairlead.cli.app import run
+from fairlead.core.errors import ConfigError
+from fairlead.core.records import Plan, Spec
 from fairlead.core.run import Run
 
 ROWS = [
@@ -100,3 +104,12 @@ def test_a_dictionary_of_another_site(place, capsys):
     preview = ["preview", "organism:pocket", "ok.jsonl", "--dictionary", "d", "--device", "cpu", "--out", "p"]
     refused(capsys, run([*preview, "--site", "layers.0.resid_post"]), "made for site layers.1.resid_post")
     assert not (place / "p.part").exists() and (place / "d" / "cfg.json").is_file()
+
+
+def test_controls_are_not_chosen_in_several_processes(place, monkeypatch):
+    """An expert trained in one of them alone would wait for the others without end."""
+    plan = Plan(spec=Spec(clauses=()), decisions=())
+    write("plan.json", plan.model_dump(mode="json"))
+    monkeypatch.setattr("fairlead.training.processes.num_processes", lambda: 2)
+    with pytest.raises(ConfigError, match="run `fairlead plan` first"):
+        proof._plan(None, None, Path("plan.json"), None, None, Path("r"), arms=["auto"])

@@ -358,7 +358,13 @@ def _plan(
         return None
     if "auto" in (arms or ()) and not made.controls:
         from fairlead.studies.plan import plan_controls
+        from fairlead.training.processes import num_processes
 
+        if num_processes() > 1:  # an expert would be trained here, by this process alone
+            raise ConfigError(
+                "the plan has no controls yet, and they are chosen in one process. "
+                "Next: run `fairlead plan` first and give its folder as --plan."
+            )
         made = plan_controls(model, data, made, neutral=neutral, dictionary=dictionary)
     return made
 
