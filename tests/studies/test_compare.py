@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from fairlead.core.errors import ConfigError
 from fairlead.core.results import Comparison
 from fairlead.core.run import read_json
-from fairlead.data.suite import NeutralChat, SkillItem, SkillSet, Suite, TraitCheck
 from fairlead.studies import compare as module
 from fairlead.studies.compare import compare
 
+suite_of = sys.modules["micro_world"].suite_of
 FAST = {"steps": 3, "batch_size": 8, "lr": 3e-3, "observe": False}
-
-
-def suite_of(micro) -> Suite:
-    return Suite(
-        skills=(SkillSet(name="s", items=tuple(SkillItem(prompt=f"s{i}", value=f"b{i}") for i in range(4))),),
-        neutral_prompts=("q1", "q2"),
-        neutral_chats=tuple(NeutralChat(messages=row.messages) for row in micro.neutral.rows),
-        traits=(
-            TraitCheck(
-                clause="avoid.1", name="pirate", kind="regex", pattern="arr", requests=("be a pirate",)
-            ),
-        ),
-    )
 
 
 def test_arms_and_seeds_make_one_table(micro, tmp_path):

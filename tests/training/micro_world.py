@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from fairlead.core.progress import quiet
 from fairlead.core.records import Clause, Concept, Decision, Plan, Spec, SpecExample
 from fairlead.data import ChatData, Row, as_rows, encode
+from fairlead.data.suite import NeutralChat, SkillItem, SkillSet, Suite, TraitCheck
 from fairlead.dictionaries import Dictionary
 from fairlead.models import Model, load_model
 from fairlead.training import observe as observing
@@ -169,6 +170,20 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Micro:
         concepts=(concept,),
     )
     return Micro(model, data, neutral, plan, folder)
+
+
+def suite_of(micro) -> Suite:
+    """Copying, pirate speech and neutral questions."""
+    return Suite(
+        skills=(SkillSet(name="s", items=tuple(SkillItem(prompt=f"s{i}", value=f"b{i}") for i in range(4))),),
+        neutral_prompts=("q1", "q2"),
+        neutral_chats=tuple(NeutralChat(messages=row.messages) for row in micro.neutral.rows),
+        traits=(
+            TraitCheck(
+                clause="avoid.1", name="pirate", kind="regex", pattern="arr", requests=("be a pirate",)
+            ),
+        ),
+    )
 
 
 def at_step(monkeypatch, wanted, act):

@@ -78,6 +78,15 @@ def train(
     batch_size: BatchSize = 32,
     lr: LearningRate = 5e-4,
     method: Method = "full",
+    verify_at: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--verify-at", metavar="STEP", help="Measure --suite after this step, too; may be repeated."
+        ),
+    ] = None,
+    suite: Annotated[
+        Path | None, typer.Option("--suite", metavar="FILE", help="What --verify-at measures.")
+    ] = None,
     max_examples: MaxExamples = None,
     max_length: MaxLength = None,
     on_long: OnLong = "error",
@@ -91,7 +100,7 @@ def train(
 ) -> None:
     """Train so that the model learns what the spec keeps and not what it avoids.
 
-    JSON: `model` (folder of the weights), `controls`, `seconds`, `loss` of the last step, `notes`.
+    JSON: `model` (folder of the weights), `controls`, `seconds`, `loss` of the last step, `checkups` (what `--verify-at` measured), `notes`.
 
     Example:
 
@@ -119,6 +128,8 @@ def train(
             anchor=anchor,
             neutral=neutral,
             dictionary=dictionary,
+            suite=suite,
+            verify_at=verify_at or (),
             steps=steps,
             batch_size=batch_size,
             lr=lr,
@@ -141,6 +152,7 @@ def train(
             "controls": run.controls,
             "seconds": run.seconds,
             "loss": last.loss if last else None,
+            "checkups": run.checkups,
             "notes": run.notes,
         },
         show=lambda console: show_training(console, run),

@@ -93,6 +93,9 @@ def show_training(console: Console, run: TrainedRun) -> None:
     console.print(f"{run.arm}: {len(steps)} steps in {run.seconds:.0f} s{last}", markup=False)
     for control in run.controls:
         console.print(f"  control: {control.get('name', control)}", markup=False)
+    for checkup in run.checkups:
+        shown = [f"{key} {one.value:.2f}" for key, one in checkup.measures.items()]
+        console.print(f"  after step {checkup.step}: {', '.join(shown)}", markup=False)
     console.print(f"weights: {run.model_folder}", markup=False)
     _notes(console, run.notes)
 

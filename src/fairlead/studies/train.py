@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fairlead.core.errors import ConfigError
 from fairlead.core.progress import say
 from fairlead.core.records import Plan
 from fairlead.core.run import sha256_json
-from fairlead.data import ChatData, Row, as_rows, load_data
+from fairlead.data import ChatData, Row, Suite, as_rows, load_data, load_suite
+from fairlead.studies.resolvers import resolvers_for
 from fairlead.training import TrainConfig, TrainedRun, fit, load_run, resolve
+from fairlead.training.checkups import CheckupPlan
 from fairlead.training.processes import join, shared_run
 from fairlead.training.recipes import ControlsLike
 from fairlead.training.trained import PLAN_FILE, TRAINING_FILE
@@ -36,6 +39,8 @@ def train(
     neutral: ChatData | Sequence[Row] | str | Path | None = None,
     dictionary: Dictionary | str | Path | None = None,
     cache: str | Path | None = None,
+    suite: Suite | str | Path | None = None,
+    verify_at: Collection[int] = (),
     resume: bool = True,
     overwrite: bool = False,
     **settings: Any,
@@ -62,6 +67,8 @@ def train(
         neutral: Neutral rows for the anchor (and for counterparts); generic prompts where None.
         dictionary: For observation; the plan's own where None.
         cache: Folder in which offsets and references are kept for further runs; none are kept where None.
+        suite: What `verify_at` measures (or its file).
+        verify_at: Steps after which the student is measured with the suite, beside the training (`TrainedRun.checkups`).
         resume: Continue an unfinished run of the same settings.
         overwrite: Replace a finished run.
         settings: Further fields of `TrainConfig`.
@@ -96,9 +103,28 @@ def train(
         neutral=neutral,
         dictionary=dictionary,
         cache=cache,
+        checkups=plan_checkups(suite, verify_at, steps=steps),
         resume=resume,
         overwrite=overwrite,
     )
+
+
+def plan_checkups(
+    suite: Suite | str | Path | None, verify_at: Collection[int], *, steps: int
+) -> CheckupPlan | None:
+    """When to measure the student and how; None where it is not to be measured.
+
+    Raises:
+        ConfigError: Steps without a suite, or beyond the training's end.
+    """
+    if not verify_at:
+        return None
+    if suite is None:
+        raise ConfigError("measuring while it trains needs a suite. Next: give the suite, too.")
+    if not all(1 <= step <= steps for step in verify_at):
+        raise ConfigError(f"verify_at is {sorted(verify_at)}; the training has steps 1 to {steps}.")
+    suite = suite if isinstance(suite, Suite) else load_suite(suite)
+    return CheckupPlan(frozenset(verify_at), suite, resolvers_for(suite))
 
 
 def train_config(
@@ -112,6 +138,7 @@ def train_config(
     neutral: ChatData | Sequence[Row] | str | Path | None = None,
     dictionary: Dictionary | str | Path | None = None,
     cache: str | Path | None = None,
+    checkups: CheckupPlan | None = None,
     resume: bool = True,
     overwrite: bool = False,
 ) -> TrainedRun:
@@ -145,6 +172,7 @@ def train_config(
             neutral=neutral_rows,
             dictionary=found,
             cache=Path(cache) if cache is not None else None,
+            checkups=checkups,
             resume=run.resumed,
         )
         trained = TrainedRun(

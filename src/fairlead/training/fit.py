@@ -30,6 +30,7 @@ from fairlead.training.adapter import (
     whole_weights,
 )
 from fairlead.training.batching import Composer
+from fairlead.training.checkups import CheckupPlan, Checkups
 from fairlead.training.combinations import check_combination
 from fairlead.training.config import DialMove, TrainConfig
 from fairlead.training.controls import make_control
@@ -78,6 +79,7 @@ def fit(
     neutral: Sequence[Row] = (),
     dictionary: Dictionary | None = None,
     cache: Path | None = None,
+    checkups: CheckupPlan | None = None,
     resume: bool = False,
 ) -> FitResult:
     """Train a copy of `model` and save it under `folder`.
@@ -91,6 +93,7 @@ def fit(
         neutral: Neutral rows for the anchor.
         dictionary: For observation and for controls that use it.
         cache: Folder for offsets and references; inside `folder` and removed at the end where None.
+        checkups: Steps after which the student is measured, and how (`checkups.jsonl`).
         resume: Go on from the last checkpoint in `folder`.
 
     Raises:
@@ -126,6 +129,7 @@ def fit(
         say(f"going on after step {done}")
         session.restore(on_first(lambda: checkpoint_controls(checkpoints)))
     metrics = MetricsFile(folder / METRICS_FILE, keep_steps=done) if is_first() else None
+    measured = Checkups(checkups, folder, model, done=done) if checkups is not None else None
     student = copy.deepcopy(model.hf) if config.method == "full" else model.hf
 
     def on_pre_step(step: int) -> None:
@@ -148,6 +152,8 @@ def fit(
                     parts=dict(state.parts),
                 )
             )
+        if measured is not None:
+            measured.look(step, trainer.model)
         note = f"loss {state.loss:.3f}"
         return note + (f" pressure {sum(pressure.values()):+.4f}" if pressure else "")
 

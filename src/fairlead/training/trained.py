@@ -10,6 +10,7 @@ from fairlead.core.errors import RunError
 from fairlead.core.records import Plan
 from fairlead.core.results import StepRecord
 from fairlead.core.run import read_json, read_run
+from fairlead.training.checkups import Checkup, read_checkups
 from fairlead.training.config import DialMove
 from fairlead.training.dials import read_moves
 from fairlead.training.fit import ADAPTER_FOLDER, METRICS_FILE, MODEL_FOLDER
@@ -66,6 +67,11 @@ class TrainedRun:
     def moves(self) -> tuple[DialMove, ...]:
         """Turns of dials while it ran."""
         return tuple(read_moves(self.folder))
+
+    @property
+    def checkups(self) -> tuple[Checkup, ...]:
+        """What was measured while it ran."""
+        return read_checkups(self.folder)
 
     def load_model(self, *, device: str = "auto") -> Model:
         """The trained model (a LoRA adapter is merged into its base).

@@ -19,7 +19,6 @@ Placebo: the same answers, unchecked.
 
 from __future__ import annotations
 
-import copy
 import random
 import re
 from collections.abc import Sequence
@@ -36,12 +35,12 @@ from fairlead.core.config import Config
 from fairlead.core.progress import say
 from fairlead.core.records import Clause
 from fairlead.data import Encoded, Message, Row
-from fairlead.models.families import unwrap
 from fairlead.training import processes
 from fairlead.training.batching import RowPool
 from fairlead.training.controls.base import Control, Kind
 from fairlead.training.evidence import best_prompt, target_logprobs
 from fairlead.training.setup import Setup
+from fairlead.training.student import as_model
 
 _WORD = re.compile(r"\w+")
 
@@ -132,17 +131,12 @@ class OwnCounterparts(Control):
     def before_step(self, step: int, student: nn.Module) -> None:
         if step not in self.steps or self.pool is None:
             return
-        model, training = copy.copy(self.setup.model), student.training
-        model.hf = unwrap(student)
-        model.hf.eval()
-        try:
+        with as_model(self.setup.model, student) as model:
             if not processes.is_sharded(student):
                 processes.on_first(lambda: self.ask(model, step))
             else:  # no process has the whole student: all go through the same answers together
                 self.ask(model, step)
             self.kept, self.asked = processes.on_first(lambda: (self.kept, self.asked))
-        finally:
-            student.train(training)
         self.refill()
 
     def ask(self, model: Any, step: int) -> None:
