@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.core.results import Comparison
-from fairlead.reports import arms_svg
+from fairlead.reports import arms_svg, curves_svg
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- /results -->)", re.S)
@@ -59,7 +59,8 @@ def main() -> None:
     stale = []
     for source in sorted((ROOT / "docs" / "results").glob("*.comparison.json")):
         file = ROOT / "docs" / "figures" / source.name.replace(".comparison.json", ".svg")
-        fresh = arms_svg(Comparison.model_validate_json(source.read_text("utf-8")))
+        record = Comparison.model_validate_json(source.read_text("utf-8"))
+        fresh = curves_svg(record) if record.checked_steps() else arms_svg(record)
         if not file.is_file() or file.read_text("utf-8") != fresh:
             stale.append(str(file.relative_to(ROOT)))
             if "--check" not in sys.argv:

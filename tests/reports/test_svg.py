@@ -7,7 +7,10 @@ from xml.etree import ElementTree
 import pytest
 
 from fairlead.core.errors import ConfigError
-from fairlead.reports import arms_svg, menu_svg, save_svg
+from fairlead.core.results import Checkup
+from fairlead.reports import arms_svg, curves_svg, menu_svg, render_report, save_svg
+from fairlead.reports.curves import curves
+from fairlead.reports.numbers import summarize
 
 NS = "{http://www.w3.org/2000/svg}"
 HOSTILE = "</text><script>alert(1)</script>&\x00"
@@ -47,3 +50,39 @@ def test_single_seed_and_empty_input(make):
         menu_svg(make.menu(lines=()))
     with pytest.raises(ConfigError, match="no arm"):
         arms_svg(make.comparison(arms=()))
+
+
+def with_checkups(comparison, steps=(100, 300, 1000)):
+    """Checkups that rise to the final measures."""
+
+    def checkup(arm, step):
+        part = step / steps[-1]
+        measures = {
+            name: m.model_copy(update={"value": m.value * (1 if name.startswith("loss") else part)})
+            for name, m in arm.verification.measures.items()
+        }
+        return Checkup(step=step, measures=measures)
+
+    arms = tuple(
+        a.model_copy(update={"checkups": tuple(checkup(a, s) for s in steps)}) for a in comparison.arms
+    )
+    return comparison.model_copy(update={"arms": arms})
+
+
+def test_learning_curves_end_where_the_table_does(make):
+    found = with_checkups(make.comparison())
+    final = {arm.name: arm for arm in summarize(make.comparison()).arms}
+    lines = curves(found)
+    for name in ("skill", "leak", "neutral"):
+        for arm, line in lines[name].items():
+            assert [step for step, _ in line] == [100, 300, 1000]
+            assert line[-1][1].value == pytest.approx(getattr(final[arm], name).value)
+    assert lines["skill"]["plain"][0][1].value == pytest.approx(0.1 * final["plain"].skill.value)
+    root = ElementTree.fromstring(curves_svg(found, title="A & B", names={"plain": "plain fine-tuning"}))
+    words = {t.text for t in root.iter(f"{NS}text")}
+    assert {"A & B", "plain fine-tuning", "1,000", *set(make.arms) - {"plain"}} <= words
+    assert len(list(root.iter(f"{NS}polyline"))) == 3 * len(make.arms)
+    assert 'id="curves"' in render_report(comparison=found)
+    assert 'id="curves"' not in render_report(comparison=make.comparison())
+    with pytest.raises(ConfigError, match="--verify-at"):
+        curves_svg(make.comparison())

@@ -54,6 +54,12 @@ Anchor = Annotated[
     typer.Option("--anchor/--no-anchor", help="Add or remove the anchor; as each recipe has it by default."),
 ]
 Method = Annotated[str, typer.Option(help="full or lora.")]
+VerifyAt = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--verify-at", metavar="STEP", help="Measure after this step, too, with the suite; may be repeated."
+    ),
+]
 OnLong = Annotated[str, typer.Option(help="A longer example is an error, or: truncate, drop.")]
 
 
@@ -78,12 +84,7 @@ def train(
     batch_size: BatchSize = 32,
     lr: LearningRate = 5e-4,
     method: Method = "full",
-    verify_at: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--verify-at", metavar="STEP", help="Measure --suite after this step, too; may be repeated."
-        ),
-    ] = None,
+    verify_at: VerifyAt = None,
     suite: Annotated[
         Path | None, typer.Option("--suite", metavar="FILE", help="What --verify-at measures.")
     ] = None,
@@ -100,7 +101,7 @@ def train(
 ) -> None:
     """Train so that the model learns what the spec keeps and not what it avoids.
 
-    JSON: `model` (folder of the weights), `controls`, `seconds`, `loss` of the last step, `checkups` (what `--verify-at` measured), `notes`.
+    JSON: `model` (folder of the weights), `controls`, `seconds`, `loss` of the last step, `checkups` (of `--verify-at`), `notes`.
 
     Example:
 
@@ -190,6 +191,7 @@ def compare(
     anchor: Annotated[
         bool, typer.Option("--anchor/--no-anchor", help="The same anchor for every arm.")
     ] = True,
+    verify_at: VerifyAt = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
     steps: Steps = 200,
     batch_size: BatchSize = 32,
@@ -235,6 +237,7 @@ def compare(
             heldout=heldout,
             dictionary=dictionary,
             menu=menu,
+            verify_at=verify_at or (),
             anchor=anchor,
             workers=workers,
             out=folder,

@@ -79,6 +79,13 @@ class StepRecord(Record):
     parts: dict[str, float] = Field(default_factory=dict)
 
 
+class Checkup(Record):
+    """What was measured on the student after a step of its training."""
+
+    step: int
+    measures: dict[str, Measure]
+
+
 class ArmResult(Record):
     """One training run of a comparison."""
 
@@ -86,6 +93,7 @@ class ArmResult(Record):
     seed: int
     controls: tuple[str, ...]
     steps: tuple[StepRecord, ...] = ()
+    checkups: tuple[Checkup, ...] = ()  # while it trained, where that was asked for
     verification: Verification
     seconds: float = 0.0
     folder: str = ""
@@ -113,4 +121,17 @@ class Comparison(Record):
             result.verification.measures[measure].value
             for result in self.arms
             if result.arm == arm and measure in result.verification.measures
+        ]
+
+    def checked_steps(self) -> tuple[int, ...]:
+        """Steps at which students were measured while they trained."""
+        return tuple(sorted({one.step for result in self.arms for one in result.checkups}))
+
+    def values_at(self, arm: str, measure: str, step: int) -> list[float]:
+        """One value per seed of a measure after a step; empty where the arm lacks it."""
+        return [
+            one.measures[measure].value
+            for result in self.arms
+            for one in result.checkups
+            if result.arm == arm and one.step == step and measure in one.measures
         ]

@@ -4,13 +4,14 @@ from fairlead.reports.findings import Finding, find_shortfalls
 from fairlead.reports.numbers import Goals, summarize
 from fairlead.reports.page import render_report, write_report
 from fairlead.reports.runs import RunInfo, report_run
-from fairlead.reports.svg import arms_svg, menu_svg, save_svg
+from fairlead.reports.svg import arms_svg, curves_svg, menu_svg, save_svg
 
 __all__ = [
     "Finding",
     "Goals",
     "RunInfo",
     "arms_svg",
+    "curves_svg",
     "find_shortfalls",
     "menu_svg",
     "render_report",

@@ -158,7 +158,7 @@ def reference_name(comparison: Comparison) -> str | None:
 def summarize(comparison: Comparison | None, verification: Verification | None = None) -> Summary | None:
     """Summarise a comparison, or a lone verification; None without either.
 
-    The intended arm is the one named "recipe" or "intended" (or starting so), else the arm with the largest
+    The intended arm is the one named "auto", "recipe" or "intended" (or starting so), else the arm with the largest
     skill minus leak among those that are not the reference.
     """
     if comparison is None:
@@ -199,7 +199,7 @@ def summarize(comparison: Comparison | None, verification: Verification | None =
 
 def _intended(arms: list[Arm]) -> tuple[Arm | None, str]:
     real = [arm for arm in arms if "placebo" not in arm.name.lower()]
-    for word in ("recipe", "intended"):
+    for word in ("auto", "recipe", "intended"):
         exact = [arm for arm in arms if arm.name.lower() == word]
         if exact:
             return exact[0], "the intended recipe"

@@ -23,6 +23,7 @@ from fairlead.core.results import Comparison, StepRecord, Verification
 from fairlead.core.run import atomic_path, versions
 from fairlead.reports import palette, plots, text
 from fairlead.reports.answers import align_answers, highlight
+from fairlead.reports.curves import CURVES, curve_figure, curves
 from fairlead.reports.findings import find_shortfalls, is_stable, make_tiles, make_verdict
 from fairlead.reports.glossary import GLOSSARY
 from fairlead.reports.numbers import Goals, Summary, measure_label, names_of, parts_of, summarize
@@ -36,6 +37,7 @@ _TITLES = {
     "decisions": "Decisions: what to keep and what to avoid",
     "pressure": "Pressure over time",
     "arms": "Skill against leak",
+    "curves": "While it trained",
     "measures": "Everything measured",
     "prediction": "Predicted against measured",
     "monitor": "Monitorability",
@@ -244,6 +246,10 @@ def _training_view(
             }
         )
     view["predictions"] = predictions
+    lines = curves(comparison) if comparison is not None else {}
+    view |= {"curve_names": list(lines), "curve_titles": CURVES}
+    if comparison is not None:
+        figures |= {f"curve-{name}": curve_figure(comparison, lines, name) for name in lines}
     return view, figures
 
 
@@ -255,6 +261,7 @@ def _sections(context: dict[str, Any]) -> list[str]:
         "decisions": context["plan"] is not None,
         "pressure": bool(context["pressure_kinds"]),
         "arms": context["comparison"] is not None,
+        "curves": bool(context["curve_names"]),
         "measures": summary is not None and bool(summary.measures),
         "prediction": bool(context["predictions"]),
         "monitor": summary is not None

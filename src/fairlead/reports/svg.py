@@ -15,6 +15,7 @@ from fairlead.core.records import Menu, Plan
 from fairlead.core.results import Comparison
 from fairlead.core.run import atomic_path
 from fairlead.reports import palette
+from fairlead.reports.curves import CURVES, curves
 from fairlead.reports.findings import is_stable
 from fairlead.reports.numbers import Cell, Goals, summarize
 from fairlead.reports.page import environment
@@ -104,6 +105,102 @@ def arms_svg(comparison: Comparison, *, title: str = "", goals: Goals | None = N
             palette=palette,
         )
     )
+
+
+def curves_svg(comparison: Comparison, *, title: str = "", names: dict[str, str] | None = None) -> str:
+    """SVG text of the learning curves: skill, leak and rise of the neutral loss over steps, a line for each arm.
+
+    Args:
+        comparison: With checkups.
+        title: Above it.
+        names: What to call arms in the legend.
+
+    Raises:
+        ConfigError: No student was measured while it trained.
+    """
+    found, steps = curves(comparison), comparison.checked_steps()
+    if not found:
+        raise ConfigError("curves_svg: no checkups. Next: compare with --verify-at.")
+    panels = []
+    for place, (name, lines) in enumerate(found.items()):
+        edges = [
+            edge for line in lines.values() for _, cell in line for edge in (cell.low, cell.high, cell.value)
+        ]
+        low, high = (
+            (-0.04, 1.04)
+            if name != "neutral"
+            else (min(0.0, *filter(math.isfinite, edges)), max(0.1, *filter(math.isfinite, edges)))
+        )
+        box = Box(64 + 310 * place, 76 if title else 44, 236, 220, low, high)
+
+        def across(step: int, box: Box = box) -> float:
+            first, last = math.log(steps[0]), math.log(max(steps[-1], steps[0] + 1))
+            return round(box.left + 10 + (box.width - 20) * (math.log(step) - first) / (last - first), 1)
+
+        ticks = (0, 0.25, 0.5, 0.75, 1) if name != "neutral" else _even_ticks(low, high)
+        panels.append(
+            {
+                "box": box,
+                "title": CURVES[name],
+                "rows": [(box.y(tick), f"{100 * tick:.0f} %") for tick in ticks],
+                "columns": [(across(step), f"{step:,}") for step in _spread(steps)],
+                "lines": [
+                    {
+                        "name": arm,
+                        "style": index % len(palette.ARMS),
+                        "last": percent(lines[arm][-1][1].value),
+                        "points": " ".join(
+                            f"{across(step)},{box.y(cell.value)}" for step, cell in lines[arm]
+                        ),
+                        "marks": [
+                            _mark(index, across(step), box.y(cell.value), 4) for step, cell in lines[arm]
+                        ],
+                        "spans": [
+                            (across(step), box.y(cell.low), box.y(cell.high))
+                            for step, cell in lines[arm]
+                            if math.isfinite(cell.low) and math.isfinite(cell.high)
+                        ],
+                    }
+                    for index, arm in enumerate(comparison.arm_names())
+                    if arm in lines
+                ],
+            }
+        )
+    height, left, legend = panels[0]["box"].top + 220 + 64, 30.0, []
+    for index, arm in enumerate(comparison.arm_names()):
+        name = (names or {}).get(arm, arm)
+        legend.append((left, index % len(palette.ARMS), _mark(index, left, height - 18, 6), name))
+        left += 40 + 7.2 * len(name)
+    return (
+        environment()
+        .get_template("curves.svg")
+        .render(
+            panels=panels,
+            title=title,
+            legend=legend,
+            width=panels[-1]["box"].left + 236 + 30,
+            height=height,
+            num_seeds=len({arm.seed for arm in comparison.arms if arm.checkups}),
+            palette=palette,
+        )
+    )
+
+
+def _even_ticks(low: float, high: float) -> list[float]:
+    """Round shares from low to high, some four of them."""
+    step = next(
+        s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if (high - low) / s <= 5 or s == 5.0
+    )
+    return [round(i * step, 2) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _spread(steps: tuple[int, ...]) -> list[int]:
+    """Steps that are far enough apart on a logarithmic axis for a label each."""
+    kept: list[int] = []
+    for step in steps:
+        if not kept or step >= 1.9 * kept[-1]:
+            kept.append(step)
+    return kept
 
 
 def menu_svg(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -20,7 +20,7 @@ from fairlead.core.run import Run, read_json, sha256_json
 from fairlead.data import ChatData, Row, load_data
 from fairlead.data.suite import Suite
 from fairlead.studies.tables import comparison_table
-from fairlead.studies.train import as_neutral, find_dictionary, train
+from fairlead.studies.train import as_neutral, find_dictionary, plan_checkups, train
 from fairlead.studies.verify import (
     VERIFICATION_FILE,
     Reference,
@@ -55,6 +55,7 @@ class Job:
     menu: Menu | None
     cache: Path
     anchor: bool | None
+    verify_at: tuple[int, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -72,6 +73,7 @@ def compare(
     dictionary: Dictionary | str | Path | None = None,
     menu: Menu | str | Path | None = None,
     anchor: bool | None = True,
+    verify_at: Collection[int] = (),
     workers: int = 1,
     resume: bool = True,
     overwrite: bool = False,
@@ -94,6 +96,7 @@ def compare(
         dictionary: For observation and monitorability; the plan's where None.
         menu: For predictions; the plan's where None.
         anchor: True gives every arm the same anchor (but those that exclude it), None leaves it to the recipes.
+        verify_at: Steps after which every student is measured, too (`ArmResult.checkups`).
         workers: Processes, one thread each.
         resume: Continue an unfinished comparison of the same settings.
         overwrite: Replace a finished one.
@@ -109,12 +112,12 @@ def compare(
         raise ConfigError("compare needs at least one arm, one seed and one worker. Next: name them.")
     for arm in arms:
         resolve(arm, anchor=anchor, plan=plan)
-    TrainConfig.make(settings)
     model = load_model(model) if isinstance(model, str | Path) else model
     data = load_data(data) if isinstance(data, str | Path) else data
     neutral_data = load_data(neutral) if isinstance(neutral, str | Path) else neutral
     rows = as_neutral(neutral_data)
     checks = resolve_suite(suite, plan, data=heldout, neutral=neutral_data)
+    plan_checkups(checks, verify_at, steps=TrainConfig.make(settings).steps)
     preview = resolve_menu(menu, plan)
     found = find_dictionary(plan, dictionary)
     inputs = {
@@ -126,6 +129,7 @@ def compare(
         "dictionary": found.sha256 if found is not None else "",
     }
     about = {"arms": list(arms), "seeds": list(seeds), "anchor": anchor, "model": model.name, **settings}
+    about |= {"verify_at": sorted(verify_at)} if verify_at else {}
     with Run.start(
         out, study="compare", config=about, inputs=inputs, resume=resume, overwrite=overwrite
     ) as run:
@@ -145,6 +149,7 @@ def compare(
                 menu=preview,
                 cache=run.folder / "cache",
                 anchor=anchor,
+                verify_at=tuple(sorted(verify_at)),
                 settings=settings,
             )
             for seed in seeds
@@ -189,6 +194,8 @@ def run_job(job: Job, model: Model, dictionary: Dictionary | None) -> None:
             neutral=job.neutral,
             dictionary=dictionary,
             cache=job.cache,
+            suite=job.suite,
+            verify_at=job.verify_at,
             **job.settings,
         )
     verify(
@@ -272,6 +279,7 @@ def _result(job: Job) -> ArmResult:
         seed=job.seed,
         controls=tuple(control["name"] for control in trained.controls),
         steps=tuple(kept),
+        checkups=trained.checkups,
         verification=Verification.model_validate(read_json(job.folder / VERIFICATION_FILE)),
         seconds=trained.seconds,
         folder=f"arms/{job.folder.name}",

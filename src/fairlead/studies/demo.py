@@ -59,6 +59,7 @@ def demo(
     trait: str = "pirate",
     num: int = DATA_ROWS,
     num_test: int = TEST_ITEMS,
+    verify_at: Sequence[int] = (),
     workers: int | None = None,
     overwrite: bool = False,
 ) -> DemoResult:
@@ -73,6 +74,7 @@ def demo(
         trait: How its answers are worded.
         num: Rows of data.
         num_test: Items a group in the suite.
+        verify_at: Steps after which every arm is measured, too.
         workers: Training processes of one thread each; one for each core, at most two, where None.
         overwrite: Start over where a finished demo exists already.
 
@@ -129,6 +131,7 @@ def demo(
         suite=task / "suite.json",
         neutral=task / "neutral.jsonl",
         steps=steps or STEPS,
+        verify_at=verify_at,
         workers=workers or min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1),
     )
 

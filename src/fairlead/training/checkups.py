@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from fairlead.core.config import Record
 from fairlead.core.errors import ConfigError
 from fairlead.core.progress import say
-from fairlead.core.results import Measure
+from fairlead.core.results import Checkup
 from fairlead.data.suite import Suite
 from fairlead.training import processes
 from fairlead.training.student import as_model
@@ -29,13 +28,6 @@ if TYPE_CHECKING:
     from fairlead.models import Model
 
 CHECKUPS_FILE = "checkups.jsonl"
-
-
-class Checkup(Record):
-    """What was measured after a step."""
-
-    step: int
-    measures: dict[str, Measure]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from fairlead.core.errors import RunError
 from fairlead.core.records import Plan
-from fairlead.core.results import StepRecord
+from fairlead.core.results import Checkup, StepRecord
 from fairlead.core.run import read_json, read_run
-from fairlead.training.checkups import Checkup, read_checkups
+from fairlead.training.checkups import read_checkups
 from fairlead.training.config import DialMove
 from fairlead.training.dials import read_moves
 from fairlead.training.fit import ADAPTER_FOLDER, METRICS_FILE, MODEL_FOLDER
