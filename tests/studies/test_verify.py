@@ -147,6 +147,8 @@ def test_probes_read_the_start_model_perfectly_and_shuffled_answers_not_at_all(m
     data = make_reference(micro.model, suite).probe_data
     real = measure_probes(micro.model, micro.model, data)
     assert real["monitor.pirate.old_probe"].value == real["monitor.pirate.new_probe"].value > 0.95
+    one_token = real["monitor.pirate.old_probe_token"]
+    assert 0.6 < one_token.value <= real["monitor.pirate.old_probe"].value, "single tokens say less"
     answers = data.traits["pirate"]
     mixed = [
         (s, p) if i % 2 else (p, s) for i, (s, p) in enumerate(zip(answers.shown, answers.plain, strict=True))
@@ -158,6 +160,7 @@ def test_probes_read_the_start_model_perfectly_and_shuffled_answers_not_at_all(m
         micro.model, micro.model, data.model_copy(update={"traits": {"pirate": shuffled}})
     )
     assert placebo["monitor.pirate.old_probe"].value < 0.9
+    assert placebo["monitor.pirate.old_probe_token"].value < one_token.value
 
 
 def test_predictions_are_the_change_of_the_concepts_own_activation(micro, tmp_path):

@@ -12,6 +12,7 @@ Names of measures (one vocabulary for tables, reports, `--json` and agents):
     monitor.TRAIT.old_probe            AUROC of the start model's probe on the trained model
     monitor.TRAIT.new_probe            AUROC of a retrained probe
     monitor.TRAIT.text_only            AUROC of a text classifier on the same answers
+    monitor.TRAIT.*_token              the same three from one token of each answer
     monitor.dictionary.fvu             share of variance the old dictionary leaves unexplained
     monitor.dictionary.ce_recovered    share of cross-entropy it recovers
 """

@@ -130,7 +130,8 @@ def measure_label(measure: str) -> str:
         return "dictionary: cross-entropy recovered"
     if family == "monitor":
         what = {"old_probe": "old probe", "new_probe": "retrained probe", "text_only": "text only"}
-        return f"{nice}: {what.get(variant, variant)} (AUROC)"
+        kind, one = variant.removesuffix("_token"), ", one token" if variant.endswith("_token") else ""
+        return f"{nice}: {what.get(kind, kind)}{one} (AUROC)"
     return measure
 
 

@@ -7,6 +7,9 @@ same answers (without the request), pooled over the response tokens at one site:
     new_probe    fitted and scored on the trained model's (held-out answers)
     text_only    a text classifier fitted and scored on the answers alone: the baseline a probe must beat to be worth its cost
 
+The same three with `_token` read a single token of each answer, drawn at random: a harder question, which a change of the model shows in
+earlier than whole answers do.
+
 The dictionary is asked how much of the trained model's activations it leaves unexplained and how much cross-entropy it recovers.
 """
 
@@ -15,6 +18,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -22,7 +26,7 @@ from pydantic import Field
 from fairlead.core.config import Record
 from fairlead.core.results import Measure
 from fairlead.core.site import Site
-from fairlead.data import Message, Row, encode, has_chat_template
+from fairlead.data import Encoded, Message, Row, encode, has_chat_template
 from fairlead.data.classifier import fit_text_classifier
 from fairlead.data.suite import NeutralChat, Prompt, Suite, has_trait
 from fairlead.probes import fit_probe, pool_answers
@@ -110,7 +114,7 @@ def make_probe_data(
 def measure_probes(
     model: Model, start: Model, data: ProbeData, *, site: Site | str | None = None, seed: int = 0
 ) -> dict[str, Measure]:
-    """`monitor.TRAIT.old_probe`, `.new_probe` and `.text_only`.
+    """`monitor.TRAIT.old_probe`, `.new_probe` and `.text_only`, and the same with `_token` for single tokens.
 
     Prompts are split in two halves; probes and the text classifier are fitted on the first and scored on the second.
 
@@ -127,30 +131,55 @@ def measure_probes(
         order = list(range(len(answers.prompts)))
         random.Random(seed).shuffle(order)
         train, test = order[: len(order) // 2], order[len(order) // 2 :]
-        acts = {}
-        for who, reader in (("start", start), ("model", model)):
-            for side, texts in (("shown", answers.shown), ("plain", answers.plain)):
-                rows = encode(
-                    answers.rows(texts), reader.tokenizer, max_length=reader.max_length, on_long="truncate"
+        sides = {
+            "shown": _encoded(start, answers, answers.shown),
+            "plain": _encoded(start, answers, answers.plain),
+        }
+        texts = {"shown": answers.shown, "plain": answers.plain}
+        for kind in ("", "_token"):
+            if kind:
+                sides = {side: one_token(rows, seed=seed) for side, rows in sides.items()}
+                texts = {side: _token_texts(start, rows) for side, rows in sides.items()}
+            acts = {
+                (who, side): pool_answers(reader, rows, place)
+                for who, reader in (("start", start), ("model", model))
+                for side, rows in sides.items()
+            }
+            for label, fitted_on in (("old_probe", "start"), ("new_probe", "model")):
+                probe = fit_probe(
+                    acts[fitted_on, "shown"][train],
+                    acts[fitted_on, "plain"][train],
+                    site=place,
+                    heldout=0.0,
+                    seed=seed,
                 )
-                acts[who, side] = pool_answers(reader, rows, place)
-        for label, fitted_on in (("old_probe", "start"), ("new_probe", "model")):
-            probe = fit_probe(
-                acts[fitted_on, "shown"][train],
-                acts[fitted_on, "plain"][train],
-                site=place,
-                heldout=0.0,
-                seed=seed,
+                scores = [probe(acts["model", side][test]).tolist() for side in ("shown", "plain")]
+                measures[f"monitor.{name}.{label}{kind}"] = area(scores[0], scores[1])
+            text = fit_text_classifier(
+                [texts["shown"][i] for i in train], [texts["plain"][i] for i in train], num_repeats=1
             )
-            scores = [probe(acts["model", side][test]).tolist() for side in ("shown", "plain")]
-            measures[f"monitor.{name}.{label}"] = area(scores[0], scores[1])
-        text = fit_text_classifier(
-            [answers.shown[i] for i in train], [answers.plain[i] for i in train], num_repeats=1
-        )
-        measures[f"monitor.{name}.text_only"] = area(
-            text.scores([answers.shown[i] for i in test]), text.scores([answers.plain[i] for i in test])
-        )
+            measures[f"monitor.{name}.text_only{kind}"] = area(
+                text.scores([texts["shown"][i] for i in test]), text.scores([texts["plain"][i] for i in test])
+            )
     return measures
+
+
+def one_token(rows: Sequence[Encoded], *, seed: int) -> list[Encoded]:
+    """The rows with one response token each in the loss mask, drawn by the seed."""
+    rng = random.Random(seed)
+    chosen = []
+    for row in rows:
+        place = rng.choice([place for place, used in enumerate(row.loss_mask) if used])
+        chosen.append(replace(row, loss_mask=[at == place for at in range(len(row.loss_mask))]))
+    return chosen
+
+
+def _encoded(reader: Model, answers: Answers, texts: Sequence[str]) -> list[Encoded]:
+    return encode(answers.rows(texts), reader.tokenizer, max_length=reader.max_length, on_long="truncate")
+
+
+def _token_texts(reader: Model, rows: Sequence[Encoded]) -> list[str]:
+    return [reader.tokenizer.decode([row.input_ids[row.loss_mask.index(True)]]) or "?" for row in rows]
 
 
 def measure_dictionary(model: Model, dictionary: Dictionary, rows: Sequence[Row]) -> dict[str, Measure]:
