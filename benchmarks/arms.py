@@ -46,6 +46,7 @@ IN_FIGURE = (
     "recipe_given",
     "recipe",
 )
+BRIEF = ("plain", "gradient_projection", "inoculation", "recipe_placebo", "recipe")  # in the README's table
 DATA_ROWS = 8000
 TEST_ITEMS = 400
 
@@ -110,6 +111,10 @@ def publish(
             "seed by seed. Loss on neutral text: against the start model's.",
             "All arms have the same anchor (KL to the start model on neutral prompts).",
         ],
+        brief={
+            "rows": ["start model", *(TITLES[arm] for arm in BRIEF)],
+            "columns": [key for key, _ in columns if "heldout" not in key],
+        },
     )
 
 

@@ -36,6 +36,7 @@ def write_table(
     columns: Sequence[tuple[str, str]],
     rows: Sequence[dict[str, Any]],
     notes: Sequence[str] = (),
+    brief: dict[str, Sequence[str]] | None = None,
 ) -> Path:
     """Store a table.
 
@@ -47,6 +48,7 @@ def write_table(
         columns: (key, title) in order.
         rows: `{"title", "cells": {key: text}, "values": {key: [number per seed]}, "bold"}`.
         notes: Sentences below the table.
+        brief: Titles of "rows" and keys of "columns" that the README shows.
     """
     path = RESULTS / f"{name}.json"
     write_json(
@@ -58,6 +60,7 @@ def write_table(
             "columns": [{"key": key, "title": text} for key, text in columns],
             "rows": list(rows),
             "notes": list(notes),
+            **({"brief": {key: list(names) for key, names in brief.items()}} if brief else {}),
         },
     )
     return path

@@ -3,7 +3,7 @@
     python scripts/results.py           # rewrite the blocks
     python scripts/results.py --check   # fail where a block is out of date
 
-A block stands between `<!-- results: NAME -->` and `<!-- /results -->`; NAME is a file of `docs/results/`, which a script in
+A block stands between `<!-- results: NAME -->` (or `NAME brief`) and `<!-- /results -->`; NAME is a file of `docs/results/`, which a script in
 `benchmarks/` wrote (`benchmarks/summary.py`). A file names its command and model, and each table carries both. Every
 `docs/results/NAME.comparison.json` becomes the figure `docs/figures/NAME.svg`.
 """
@@ -20,15 +20,18 @@ from fairlead.core.results import Comparison
 from fairlead.reports import arms_svg, curves_svg
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- /results -->)", re.S)
+BLOCK = re.compile(r"(<!-- results: ([\w-]+)( brief)? -->\n).*?(<!-- /results -->)", re.S)
 
 
-def table(record: dict[str, Any]) -> str:
-    """One Markdown table with the command and the model below it."""
-    columns = record["columns"]
+def table(record: dict[str, Any], *, brief: bool = False) -> str:
+    """One Markdown table with the command and the model below it; the brief one has the rows and columns that the record names."""
+    columns, rows = record["columns"], record["rows"]
+    if brief:
+        columns = [column for column in columns if column["key"] in record["brief"]["columns"]]
+        rows = [row for row in rows if row["title"] in record["brief"]["rows"]]
     lines = ["| " + " | ".join(["", *(column["title"] for column in columns)]) + " |"]
     lines.append("|---" * (len(columns) + 1) + "|")
-    for row in record["rows"]:
+    for row in rows:
         cells = [row["cells"].get(column["key"], "") for column in columns]
         mark = "**" if row.get("bold") else ""
         lines.append(
@@ -49,7 +52,7 @@ def render(text: str) -> str:
                 f"no {source.relative_to(ROOT)}. Next: run the benchmark that publishes it, or remove the block."
             )
         record = json.loads(source.read_text("utf-8"))
-        return match.group(1) + "\n" + table(record) + "\n" + match.group(3)
+        return match.group(1) + "\n" + table(record, brief=bool(match.group(3))) + "\n" + match.group(4)
 
     return BLOCK.sub(block, text)
 
