@@ -3,8 +3,8 @@
     python scripts/results.py           # rewrite the blocks
     python scripts/results.py --check   # fail where a block is out of date
 
-A block stands between `<!-- results: NAME -->` (or `NAME brief`) and `<!-- /results -->`; NAME is a file of `docs/results/`, which a script in
-`benchmarks/` wrote (`benchmarks/summary.py`). A file names its command and model, and each table carries both. Every
+A block stands between `<!-- results: NAME -->` (or `NAME brief`) and `<!-- /results -->`; NAME is a file of `docs/results/`, which a
+script in `benchmarks/` wrote (`benchmarks/summary.py`). A file names its command and model, and each table carries both. Every
 `docs/results/NAME.comparison.json` becomes the figure `docs/figures/NAME.svg`.
 """
 
