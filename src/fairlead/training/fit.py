@@ -152,7 +152,7 @@ def fit(
                     parts=dict(state.parts),
                 )
             )
-        if measured is not None:
+        if measured is not None and trainer.model is not None:
             measured.look(step, trainer.model)
         note = f"loss {state.loss:.3f}"
         return note + (f" pressure {sum(pressure.values()):+.4f}" if pressure else "")

@@ -179,7 +179,7 @@ def _encoded(reader: Model, answers: Answers, texts: Sequence[str]) -> list[Enco
 
 
 def _token_texts(reader: Model, rows: Sequence[Encoded]) -> list[str]:
-    return [reader.tokenizer.decode([row.input_ids[row.loss_mask.index(True)]]) or "?" for row in rows]
+    return [str(reader.tokenizer.decode([row.input_ids[row.loss_mask.index(True)]])) or "?" for row in rows]
 
 
 def measure_dictionary(model: Model, dictionary: Dictionary, rows: Sequence[Row]) -> dict[str, Measure]:
