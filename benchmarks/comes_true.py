@@ -6,8 +6,9 @@ little to learn from them) and in a companion, a second trait in a fifth of the 
 fine-tuned on without controls; answers are sampled at temperature 1 before and after, on held-out questions of the skill and on
 others, and the world's checkers count every trait, planted or not. Measured: the change of the rate.
 
-Published per predictor: rank correlation over all (set, trait, place), and R2 on held-out seeds after a monotone fit on the others,
-so that no predictor is favoured by its scale. What is finished in OUT is kept.
+Published per predictor, within each of two places (questions of the skill, others): rank correlation, R2 on held-out seeds after a
+monotone fit on the others, so that no predictor is favoured by its scale, and the AUROC for a rise by a tenth. What is
+finished in OUT is kept.
 
     python -m benchmarks.comes_true --out runs/comes-true              # 3 seeds x 24 sets
     python -m benchmarks.comes_true --seeds 0 --sets 4 --out runs/try
@@ -47,7 +48,7 @@ ROUTES = ("unasked", "asked")
 PLACES = ("topic", "elsewhere")
 COMPANION = 0.2
 ROWS, STEPS, PROBE_STEPS, PROBE_ROWS = 800, 100, 8, 256
-ANSWERS, PAIRS, RESAMPLES = 96, 32, 300
+ANSWERS, PAIRS, RESAMPLES, RISE = 96, 32, 300, 0.1
 
 PREDICTORS = {
     "bag_of_tokens": "bag of tokens (baseline)",
@@ -316,11 +317,19 @@ def token_share(rows: Sequence[Encoded], tokens: Sequence[int]) -> float:
     return float(np.isin(used, tokens).mean())
 
 
+def within_places(statistic):
+    """A statistic of the records of each place, averaged over the places."""
+
+    def of(records: Sequence[dict]) -> float:
+        return float(np.mean([statistic([r for r in records if r["place"] == place]) for place in PLACES]))
+
+    return of
+
+
 def held_out_r2(records: Sequence[dict], name: str) -> float:
-    """R2 on each seed after a monotone fit on the others, pooled."""
-    seeds = sorted({record["seed"] for record in records})
+    """R2 on each seed after a monotone fit on the others, pooled over seeds."""
     measured, fitted = [], []
-    for seed in seeds:
+    for seed in sorted({record["seed"] for record in records}):
         train = [r for r in records if r["seed"] != seed] or list(records)
         test = [r for r in records if r["seed"] == seed]
         fit = IsotonicRegression(out_of_bounds="clip").fit(
@@ -332,40 +341,45 @@ def held_out_r2(records: Sequence[dict], name: str) -> float:
     return float(1 - residual @ residual / (total @ total))
 
 
-def summarize(records: Sequence[dict], name: str) -> dict[str, Any]:
-    """Rank correlations and R2 of one predictor, intervals by resampling sets."""
+def summarize(records: Sequence[dict], name: str) -> dict[str, Interval]:
+    """Rank correlations, AUROC and R2 of one predictor, within places; intervals by resampling sets."""
     sets = sorted({(r["seed"], r["set"]) for r in records})
     by_set = {key: [r for r in records if (r["seed"], r["set"]) == key] for key in sets}
 
+    def rank(chosen: Sequence[dict]) -> float:
+        return spearman([r["predicted"][name] for r in chosen], [r["measured"] for r in chosen])
+
+    def detects(chosen: Sequence[dict]) -> float:
+        rises = np.array([r["measured"] >= RISE for r in chosen])
+        values = np.array([r["predicted"][name] for r in chosen])
+        return auroc(values[rises], values[~rises])
+
     def pooled(statistic) -> Interval:
-        def of(chosen) -> float:
-            return statistic([r for place in chosen for r in by_set[sets[place]]])
+        def of(chosen: Sequence[int]) -> float:
+            return within_places(statistic)([r for place in chosen for r in by_set[sets[place]]])
 
         rng = np.random.default_rng(0)
         draws = [of(rng.integers(0, len(sets), len(sets))) for _ in range(RESAMPLES)]
         low, high = np.nanquantile(draws, [0.025, 0.975])
         return Interval(of(range(len(sets))), float(low), float(high))
 
-    def rank(chosen) -> float:
-        return spearman([r["predicted"][name] for r in chosen], [r["measured"] for r in chosen])
-
     return {
-        "rank": pooled(rank),
         "rank_planted": pooled(lambda chosen: rank([r for r in chosen if r["planted"]])),
-        "rank_elsewhere": pooled(lambda chosen: rank([r for r in chosen if r["place"] == "elsewhere"])),
-        "r2": pooled(lambda chosen: held_out_r2(chosen, name)),
+        "r2_planted": pooled(lambda chosen: held_out_r2([r for r in chosen if r["planted"]], name)),
+        "rank": pooled(rank),
+        "detects": pooled(detects),
     }
 
 
 def publish(name: str, found: dict[str, dict[str, Any]], records: Sequence[dict]) -> None:
     """The table."""
     columns = (
-        ("rank", "rank correlation, all"),
-        ("rank_planted", "planted traits only"),
-        ("rank_elsewhere", "other questions only"),
-        ("r2", "R2 on held-out seeds"),
+        ("rank_planted", "rank correlation, planted traits"),
+        ("r2_planted", "R2 on held-out seeds, planted traits"),
+        ("rank", "rank correlation, all traits"),
+        ("detects", f"AUROC: does the trait rise by {RISE:.0%}?"),
     )
-    best = max(found, key=lambda key: found[key]["r2"].value)
+    best = max(found, key=lambda key: found[key]["r2_planted"].value)
     sets = len({(r["seed"], r["set"]) for r in records})
     write_table(
         name,
@@ -388,7 +402,7 @@ def publish(name: str, found: dict[str, dict[str, Any]], records: Sequence[dict]
         notes=[
             f"{sets} fine-tuning sets, {len({r['seed'] for r in records})} seeds; {len(TRAITS)} traits and two places each; plain "
             f"fine-tuning, {STEPS} steps. Measured: change of the rate of the trait in answers sampled at temperature 1. "
-            "95 % intervals by resampling sets; R2 after a monotone fit on the other seeds.",
+            "Within each place, averaged over both; 95 % intervals by resampling sets; R2 after a monotone fit on the other seeds.",
             "The last four take steps or gradients in the weights. Log odds need pairs of styled and plain answers (a spec's "
             "examples); the others need a concept only.",
         ],
