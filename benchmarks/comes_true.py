@@ -41,6 +41,7 @@ from fairlead.gradients import measure_uptake, score_concepts
 from fairlead.models import Model
 from fairlead.training import TrainConfig
 from fairlead.training.adapter import plain_sft
+from fairlead.training.rehearsal import take_steps
 
 TRAITS = ("pirate", "shouting", "flattering", "formal", "emoji")
 SHARES = (0.1, 0.3, 1.0)
@@ -207,12 +208,11 @@ def make_set(ground: Ground, planned: Planned, seed: int) -> list[dict[str, Any]
 
 
 @torch.enable_grad()
-def tuned(ground: Ground, rows: Sequence[Encoded], *, steps: int, seed: int, probe: bool = False) -> Model:
-    """A copy of the start model after some steps of plain fine-tuning."""
+def tuned(ground: Ground, rows: Sequence[Encoded], *, seed: int) -> Model:
+    """A copy of the start model after plain fine-tuning."""
     start = ground.model
     hf = copy.deepcopy(start.hf)
-    extra = {"warmup_steps": 0, "schedule": "constant"} if probe else {}
-    config = TrainConfig(steps=steps, seed=seed, checkpoint_every=0, observe=False, **extra)
+    config = TrainConfig(steps=STEPS, seed=seed, checkpoint_every=0, observe=False)
     with tempfile.TemporaryDirectory() as folder, quiet():
         plain_sft(hf, start.tokenizer, rows, pad_id=start.pad_id, config=config, folder=Path(folder))
     return Model.wrap(hf.eval(), start.tokenizer, start.name)
@@ -242,8 +242,9 @@ def measure_set(ground: Ground, planned: Planned, seed: int) -> list[dict[str, A
         ]
     )
     shift = read(ground, model, sample).mean(0) - read(ground, model, own).mean(0)
-    probed = tuned(ground, sample, steps=PROBE_STEPS, seed=seed, probe=True)
-    after = tuned(ground, data, steps=STEPS, seed=seed)
+    with torch.enable_grad():
+        probed = take_steps(model, sample, steps=PROBE_STEPS, seed=seed)
+    after = tuned(ground, data, seed=seed)
     records = []
     for place in PLACES:
         items = ground.place_items(planned.skill, place)

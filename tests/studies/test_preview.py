@@ -229,3 +229,13 @@ def test_a_person_and_a_scripted_model_can_decide(previewed, tmp_path):
         decide(menu, SPEC, judge="llm")
     with pytest.raises(DictionaryError, match="not kept"):
         decide(menu.model_copy(update={"dictionary": ""}), SPEC, model=make_model())
+
+
+def test_a_rehearsal_is_on_the_menu_where_asked_for(previewed, model, tmp_path):
+    _, without = previewed
+    menu = preview(model, chats(30), corpus=chats(60, 3), config=CONFIG, rehearse=2, out=tmp_path / "m")
+    assert menu.rehearsal == 2 and without.rehearsal == 0
+    assert all(line.rehearsed is not None and line.rehearsed_elsewhere is not None for line in menu.lines)
+    assert any(abs(line.rehearsed) > 1e-6 for line in menu.lines)
+    assert [line.uptake for line in menu.lines] == pytest.approx([line.uptake for line in without.lines])
+    assert all(line.rehearsed is None for line in without.lines)

@@ -199,7 +199,7 @@ def test_predictions_are_the_change_of_the_concepts_own_activation(micro, tmp_pa
     )  # fmt: skip
     prompts = [row.prompt for row in micro.neutral.rows]
     answers = dict(zip(prompts, [row.response for row in micro.neutral.rows], strict=True))
-    found, _ = measure_predictions((moved, answers), (micro.model, answers), menu, dictionary, prompts)
+    found, _, _ = measure_predictions((moved, answers), (micro.model, answers), menu, dictionary, prompts)
     changes = [line.measured for line in found]
     assert max(range(4), key=lambda i: changes[i]) == 2 and changes[2] > 2
     assert changes[0] == pytest.approx(0, abs=1e-5)

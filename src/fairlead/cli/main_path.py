@@ -67,6 +67,14 @@ def preview(
     max_examples: MaxExamples = None,
     max_length: MaxLength = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples at once.")] = 32,
+    rehearse: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="STEPS",
+            help="Try so many steps on a copy: which concepts move, and do they spread? 8 will do.",
+        ),
+    ] = 0,
     top: Annotated[int, typer.Option(min=1, help="Lines to print.")] = 15,
     seed: Seed = 0,
     dtype: Dtype = "float32",
@@ -98,6 +106,7 @@ def preview(
             load_data(data, max_records=max_examples),
             dictionary=dictionary,
             corpus=corpus,
+            rehearse=rehearse,
             reference=reference,
             site=site,
             config=DictionaryConfig.make(num_tokens=dictionary_tokens, seed=seed)

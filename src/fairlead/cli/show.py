@@ -22,6 +22,7 @@ _VERDICT_STYLE = {"keep": "green", "avoid": "red", "ignore": "dim"}
 def show_menu(console: Console, menu: Menu, *, top: int = 15) -> None:
     """The first lines of a menu and what they leave out."""
     table = Table(title="What this data would teach", title_justify="left", box=None, pad_edge=False)
+    tried = (("tried", "right"), ("elsewhere", "right")) if menu.rehearsal else ()
     for name, justify in (
         ("concept", "left"),
         ("uptake", "right"),
@@ -29,6 +30,7 @@ def show_menu(console: Console, menu: Menu, *, top: int = 15) -> None:
         ("surprise", "right"),
         ("stable", "right"),
         ("examples", "right"),
+        *tried,
         ("tokens that set it apart", "left"),
     ):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
@@ -40,6 +42,7 @@ def show_menu(console: Console, menu: Menu, *, top: int = 15) -> None:
             f"{line.surprise:+.1f}",
             f"{line.stability:.0%}",
             str(line.num_examples),
+            *(_change(value) for value in (line.rehearsed, line.rehearsed_elsewhere) if menu.rehearsal),
             escape(" ".join(repr(token) for token in line.concept.tokens[:5])),
         )
     console.print(table)
@@ -49,7 +52,17 @@ def show_menu(console: Console, menu: Menu, *, top: int = 15) -> None:
         + (f" ({menu.remainder_chance:.0%} by chance)." if menu.remainder_chance is not None else "."),
         markup=False,
     )
+    if menu.rehearsal:
+        console.print(
+            f"tried, elsewhere: change of the concept's mean activation after {menu.rehearsal} steps on a copy, on the model's own "
+            "answers to these prompts and on usual texts.",
+            markup=False,
+        )
     _notes(console, menu.notes)
+
+
+def _change(value: float | None) -> str:
+    return "" if value is None else f"{value:+.2g}"
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -113,9 +126,11 @@ def show_verification(console: Console, verification: Verification) -> None:
     for name, measure in verification.measures.items():
         table.add_row(name, _number(name, measure.value), _interval(name, measure), str(measure.num))
     console.print(table)
+    rehearsed = verification.rehearsal_spearman
     if verification.prediction_spearman is not None:
         console.print(
-            f"predicted against measured change of concepts: rank correlation {verification.prediction_spearman:+.2f}",
+            f"predicted against measured change of concepts: rank correlation {verification.prediction_spearman:+.2f}"
+            + (f", of the rehearsal {rehearsed:+.2f}" if rehearsed is not None else ""),
             markup=False,
         )
     _notes(console, verification.notes)

@@ -53,6 +53,9 @@ class MenuLine(Record):
         stability: Share of random split halves in which the sign agrees, 0.5 to 1.
         num_examples: Examples of the data set that carry the concept.
         fires: Share of examples on which the concept is active in the response.
+        rehearsed: Change of its mean activation on the model's own answers to the data's prompts after a few steps of plain
+            fine-tuning on a copy; None where that was not tried.
+        rehearsed_elsewhere: The same on usual texts.
     """
 
     concept: Concept
@@ -64,6 +67,8 @@ class MenuLine(Record):
     stability: float
     num_examples: int
     fires: float
+    rehearsed: float | None = None
+    rehearsed_elsewhere: float | None = None
     top_examples: tuple[TokenContext, ...] = ()
 
 
@@ -96,6 +101,7 @@ class Menu(Record):
     lines: tuple[MenuLine, ...]  # best first
     baseline: tuple[TokenLine, ...] = ()
     reference: str = ""  # which reference was used
+    rehearsal: int = 0  # steps that were tried on a copy
     notes: tuple[str, ...] = ()
 
 

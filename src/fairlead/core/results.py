@@ -41,6 +41,7 @@ class Prediction(Record):
     concept: str
     label: str
     predicted: float  # uptake of the preview
+    rehearsed: float | None = None  # its change in the preview's rehearsal, where there was one
     measured: float  # change of the concept's mean activation (trained minus start), held-out prompts
     verdict: str = "ignore"
 
@@ -64,6 +65,7 @@ class Verification(Record):
     measures: dict[str, Measure]
     predictions: tuple[Prediction, ...] = ()
     prediction_spearman: float | None = None
+    rehearsal_spearman: float | None = None
     samples: tuple[Sample, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -36,6 +36,7 @@ T = TypeVar("T")
 ARMS = ("plain", "gradient_projection", "inoculation", "recipe")
 STEPS = 150
 PREVIEW_EXAMPLES = 384
+REHEARSAL = 8
 DATA_ROWS = 4000
 TEST_ITEMS = 100
 REPORT_FILE = "report.html"
@@ -103,7 +104,7 @@ def demo(
 
     stage(2, "preview: train a dictionary and read what the data would teach")
     menu = _kept(out / "menu", "menu.json", Menu) or preview(
-        model, data, out=out / "menu", max_examples=PREVIEW_EXAMPLES, seed=seed
+        model, data, out=out / "menu", max_examples=PREVIEW_EXAMPLES, rehearse=REHEARSAL, seed=seed
     )
 
     stage(3, "decide: hold the menu against the spec")

@@ -2,9 +2,9 @@
 
 Steps: 1. texts for the dictionary (given corpus; for the pocket model its world's corpus; else the data and the model's own answers);
 2. the dictionary (given, or trained); 3. concepts; 4. uptake on the data; 5. uptake on a reference; 6. the bag-of-tokens baseline; 7. the
-menu, with examples by token. The run folder holds menu.json, concepts.json, uptake.safetensors (sums and the per-example table),
-per_example.json (the strongest lines of each example), background.json (ordinary texts for the judge) and dictionary/. An
-interrupted preview goes on where it stopped.
+menu, with examples by token; 8. where asked for, a rehearsal: a few steps on a copy. The run folder holds menu.json, concepts.json,
+uptake.safetensors (sums and the per-example table), per_example.json (the strongest lines of each example), background.json (ordinary
+texts for the judge) and dictionary/. An interrupted preview goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from fairlead.studies.preview_texts import (
     load_optional,
     own_answers,
 )
+from fairlead.training.rehearsal import rehearse as rehearse_steps
 
 PER_EXAMPLE_LINES = 5
 
@@ -58,6 +59,7 @@ def preview(
     max_length: int | None = None,
     batch_size: int = 32,
     max_lines: int = 60,
+    rehearse: int = 0,
     seed: int = 0,
     resume: bool = True,
     overwrite: bool = False,
@@ -79,6 +81,7 @@ def preview(
         max_length: Longer examples are cut; None: the model's limit.
         batch_size: Examples a forward pass.
         max_lines: Lines of the menu.
+        rehearse: Steps of plain fine-tuning to try on a copy, to see which concepts move and whether they spread; 0 for none.
         seed: Of the dictionary, draws and the bootstrap.
         resume: Go on with an interrupted preview of the same settings.
         overwrite: Replace what stands at `out`.
@@ -124,6 +127,7 @@ def preview(
             "batch_size": batch_size,
             "max_lines": max_lines,
         }
+        settings |= {"rehearse": rehearse} if rehearse else {}
         run = stack.enter_context(
             Run.start(
                 folder,
@@ -190,6 +194,10 @@ def preview(
             max_lines=max_lines,
             contexts=lambda concept, rows: token_contexts(model, given, encoded, concept, rows),
         )
+        if rehearse:
+            menu = _rehearsed(
+                run, menu, model, given, encoded, encode_rows(model, own, limit), base, rehearse, seed
+            )
         run.write_json("per_example.json", _per_example(uptake, found, menu))
         run.write_json("background.json", [row.as_record() for row in background.rows])
         run.write_json("menu.json", menu)
@@ -216,6 +224,34 @@ def _concepts(
     found = list(given) if given is not None else build_concepts(model, dictionary, encoded, seed=seed)
     run.write_json("concepts.json", [concept.model_dump(mode="json") for concept in found])
     return found
+
+
+def _rehearsed(
+    run: Run,
+    menu: Menu,
+    model: Model,
+    dictionary: Dictionary,
+    rows: list[Encoded],
+    own: list[Encoded],
+    usual: list[Encoded] | None,
+    steps: int,
+    seed: int,
+) -> Menu:
+    """The menu with what a few steps on a copy changed."""
+    path = run.path("rehearsal.json")
+    if not path.is_file():
+        say(f"rehearsal: {steps} steps of plain fine-tuning on a copy")
+        texts = {"own answers": own, "usual texts": usual or []}
+        concepts = [line.concept for line in menu.lines]
+        found = rehearse_steps(model, rows, dictionary, concepts, texts, steps=steps, seed=seed)
+        run.write_json(path.name, {name: values.tolist() for name, values in found.items()})
+    read = read_json(path)
+    here, elsewhere = read["own answers"], read.get("usual texts", [None] * len(menu.lines))
+    lines = [
+        line.model_copy(update={"rehearsed": one, "rehearsed_elsewhere": other})
+        for line, one, other in zip(menu.lines, here, elsewhere, strict=True)
+    ]
+    return menu.model_copy(update={"lines": tuple(lines), "rehearsal": steps})
 
 
 def _per_example(uptake: Uptake, concepts: Sequence[Concept], menu: Menu) -> list[dict[str, Any]]:

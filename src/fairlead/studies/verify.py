@@ -18,6 +18,7 @@ from fairlead.studies.resolvers import resolvers_for
 from fairlead.studies.train import find_dictionary
 from fairlead.training import TrainedRun, load_run
 from fairlead.training.verification import (
+    Predicted,
     ProbeData,
     Resolvers,
     make_probe_data,
@@ -106,7 +107,7 @@ def verify(
     found = find_dictionary(plan, dictionary)
     if found is not None:
         measures |= measure_dictionary(model, found, neutral_rows_of(suite))
-    predictions, rank = (), None
+    predicted = Predicted((), None, None)
     if base is not None and reference is not None:
         notes += reference.probe_data.notes
         measures |= measure_probes(
@@ -118,14 +119,15 @@ def verify(
             openings = [opening for check in suite.traits for opening in check.openings]
             if openings:  # plain text tells its contexts apart: read all of them
                 prompts = list(dict.fromkeys([*prompts, *suite.neutral_prompts, *openings]))
-            predictions, rank = measure_predictions(
+            predicted = measure_predictions(
                 (model, answers), (base, reference.answers), preview, found, prompts, plan=plan
             )
     verification = Verification(
         model=str(trained.folder) if trained is not None else model.name,
         measures=measures,
-        predictions=predictions,
-        prediction_spearman=rank,
+        predictions=predicted.lines,
+        prediction_spearman=predicted.rank,
+        rehearsal_spearman=predicted.rehearsal_rank,
         samples=samples,
         notes=tuple(dict.fromkeys(notes)),
     )

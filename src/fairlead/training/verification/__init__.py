@@ -7,9 +7,10 @@ from fairlead.training.verification.monitoring import (
     measure_dictionary,
     measure_probes,
 )
-from fairlead.training.verification.predictions import measure_predictions
+from fairlead.training.verification.predictions import Predicted, measure_predictions
 
 __all__ = [
+    "Predicted",
     "ProbeData",
     "Resolvers",
     "make_probe_data",

@@ -7,7 +7,7 @@ the same for the start model; on prompts that were not trained on. The two are c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from fairlead.models import Model
 
 
+class Predicted(NamedTuple):
+    """Lines, and rank correlations with what was measured; None where there are too few concepts or was no rehearsal."""
+
+    lines: tuple[Prediction, ...]
+    rank: float | None
+    rehearsal_rank: float | None
+
+
 def measure_predictions(
     trained: tuple[Model, Mapping[Prompt, str]],
     start: tuple[Model, Mapping[Prompt, str]],
@@ -31,7 +39,7 @@ def measure_predictions(
     prompts: Sequence[Prompt],
     *,
     plan: Plan | None = None,
-) -> tuple[tuple[Prediction, ...], float | None]:
+) -> Predicted:
     """Compare the menu with what became of its concepts.
 
     Args:
@@ -43,12 +51,12 @@ def measure_predictions(
         plan: For the verdicts.
 
     Returns:
-        One line per concept of the menu, and the rank correlation; None with fewer than three concepts.
+        One line per concept of the menu, and the rank correlations of uptake and rehearsal with what was measured.
     """
     concepts = [line.concept for line in menu.lines]
     used = [p for p in prompts if trained[1].get(p, "").strip() and start[1].get(p, "").strip()]
     if not concepts or not used:
-        return (), None
+        return Predicted((), None, None)
     after = concept_means(trained[0], dictionary, concepts, used, trained[1])
     before = concept_means(start[0], dictionary, concepts, used, start[1])
     verdicts = {decision.concept: decision.verdict for decision in plan.decisions} if plan else {}
@@ -57,13 +65,23 @@ def measure_predictions(
             concept=line.concept.id,
             label=line.concept.label,
             predicted=line.uptake,
+            rehearsed=line.rehearsed,
             measured=float(change),
             verdict=verdicts.get(line.concept.id, "ignore"),
         )
         for line, change in zip(menu.lines, (after - before).tolist(), strict=True)
     )
-    rank = spearman([line.predicted for line in lines], [line.measured for line in lines])
-    return lines, None if rank != rank else rank
+    tried = [line for line in lines if line.rehearsed is not None]
+    return Predicted(
+        lines,
+        _rank([line.predicted for line in lines], lines),
+        _rank([line.rehearsed for line in tried if line.rehearsed is not None], tried) if tried else None,
+    )
+
+
+def _rank(predicted: Sequence[float], lines: Sequence[Prediction]) -> float | None:
+    rank = spearman(predicted, [line.measured for line in lines])
+    return None if rank != rank else rank
 
 
 @torch.no_grad()
