@@ -25,12 +25,11 @@ from torch import Tensor
 from fairlead.core.errors import TrainingError
 from fairlead.core.records import Clause, Concept
 from fairlead.data import Encoded, iter_batches
-from fairlead.training.evidence import Evidence, target_logprobs
+from fairlead.training.evidence import Evidence, row_sums, token_rises, typical_rise
 from fairlead.training.evidence_search import find_evidence
-from fairlead.training.setup import Setup, clause_rows
+from fairlead.training.setup import Setup
 
 CarrierSource = Literal["evidence", "dictionary"]
-TYPICAL = 1 / 3  # share of the examples' mean rise from which on a row carries the clause
 TOKEN_NATS = 0.5  # rise of log p0 beyond which a token carries the clause; noise stays well below it
 NUM_NEUTRAL_ROWS = 256
 USUAL = 0.95  # share of neutral rows (tokens) that show no more than what is usual
@@ -77,7 +76,7 @@ def find_carriers(setup: Setup, clause: Clause, *, source: CarrierSource = "evid
 def carriers_by_evidence(setup: Setup, clause: Clause, evidence: Evidence) -> Carriers:
     """Carriers by the rise of the start model's log-probabilities under evidence of the clause."""
     tokens = token_rises(setup, evidence)
-    scores = _row_sums(tokens)
+    scores = row_sums(tokens)
     return Carriers(scores, rows_by_rise(setup, clause, evidence, scores), tokens, TOKEN_NATS)
 
 
@@ -94,7 +93,7 @@ def rows_by_rise(
         mine = _known_rises(setup, clause, evidence)
         scores = contested_rises(mine, [_known_rises(setup, *rival) for rival in rivals])
     else:
-        scores = _row_sums(_known_rises(setup, clause, evidence)) if rises is None else rises
+        scores = row_sums(_known_rises(setup, clause, evidence)) if rises is None else rises
     level = typical_rise(setup, clause, evidence)
     return scores > 0 if level is None else scores >= level
 
@@ -114,28 +113,6 @@ def _known_rises(setup: Setup, clause: Clause, evidence: Evidence) -> list[Float
     if clause.id not in setup.rises:
         setup.rises[clause.id] = token_rises(setup, evidence)
     return setup.rises[clause.id]
-
-
-def _row_sums(rises: Sequence[Float[Tensor, " token"]]) -> Float[Tensor, " row"]:
-    return torch.stack([rise.sum() for rise in rises])
-
-
-def typical_rise(setup: Setup, clause: Clause, evidence: Evidence) -> float | None:
-    """A third of the mean rise of the clause's own examples; None where they cannot tell."""
-    shown, _ = clause_rows(clause, chat=setup.is_chat)
-    if not shown or evidence.expert is not None:
-        return None
-    examples = replace(setup, rows=shown, encoded=setup.encode(shown))
-    mean = float(_row_sums(token_rises(examples, evidence)).mean())
-    return TYPICAL * mean if mean > 0 else None
-
-
-def token_rises(setup: Setup, evidence: Evidence) -> list[Float[Tensor, " token"]]:
-    """Per row the rise of log p0 at its response tokens under the evidence."""
-    plain, with_c = evidence.encode(setup, range(len(setup.rows)))
-    before = target_logprobs(setup, None, plain)
-    after = target_logprobs(setup, evidence, with_c)
-    return [(b - a).float() for a, b in zip(before, after, strict=True)]
 
 
 def carriers_by_dictionary(setup: Setup, clause: Clause) -> Carriers:

@@ -2,8 +2,9 @@
 
 A source C changes the start model's next-token distribution at the response tokens: a system prompt, a steering vector,
 or an expert (a copy fine-tuned on the avoided text). Its *gain* is the mean rise of log p0(y) over the response tokens of the data,
-counted over the rows that it explains at all (their summed rise is positive), the others counting as zero. The
-source with the highest gain is taken; all candidates are reported.
+counted over the rows that it explains, the others counting as zero: those whose summed rise is at least a third of what the clause's
+own examples show (`TYPICAL`), so that a source that lifts everything a little does not win. The source with the highest gain is
+taken; all candidates are reported.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from fairlead.core.errors import TrainingError
@@ -25,7 +27,9 @@ from fairlead.core.site import Site
 from fairlead.data import Encoded, encode_aligned
 from fairlead.models import site_hook
 from fairlead.training.logits import iter_logprobs
-from fairlead.training.setup import Setup
+from fairlead.training.setup import Setup, clause_rows
+
+TYPICAL = 1 / 3  # share of the examples' mean rise from which on a row is explained, and carries the clause
 
 
 @dataclass
@@ -128,7 +132,7 @@ def best_prompt(setup: Setup, clause: Clause, *, num: int = 48) -> Evidence:
     made = prompt_candidates(clause.requests, clause.text)
     picks = sample_places(setup, num)
     return max(
-        (measure_gain(setup, evidence, picks) for evidence in made), key=lambda gain: gain.gain
+        (measure_gain(setup, evidence, picks, clause=clause) for evidence in made), key=lambda gain: gain.gain
     ).evidence
 
 
@@ -184,10 +188,47 @@ def cut_to(item: Encoded, room: int) -> Encoded:
     raise AssertionError("unreachable: the row has more loss tokens than room")
 
 
+def token_rises(setup: Setup, evidence: Evidence) -> list[Float[Tensor, " token"]]:
+    """Per row the rise of log p0 at its response tokens under the evidence."""
+    plain, with_c = evidence.encode(setup, range(len(setup.rows)))
+    before = target_logprobs(setup, None, plain)
+    after = target_logprobs(setup, evidence, with_c)
+    return [(b - a).float() for a, b in zip(before, after, strict=True)]
+
+
+def row_sums(rises: Sequence[Float[Tensor, " token"]]) -> Float[Tensor, " row"]:
+    """Summed rise of each row."""
+    return torch.stack([rise.sum() for rise in rises])
+
+
+def typical_rise(setup: Setup, clause: Clause, evidence: Evidence) -> float | None:
+    """A third of the mean rise of the clause's own examples; None where they cannot tell."""
+    shown, _ = clause_rows(clause, chat=setup.is_chat)
+    if not shown or evidence.expert is not None:
+        return None
+    examples = replace(setup, rows=shown, encoded=setup.encode(shown))
+    mean = float(row_sums(token_rises(examples, evidence)).mean())
+    return TYPICAL * mean if mean > 0 else None
+
+
 def measure_gain(
-    setup: Setup, evidence: Evidence, places: Sequence[int], *, before: Sequence[Tensor] | None = None
+    setup: Setup,
+    evidence: Evidence,
+    places: Sequence[int],
+    *,
+    before: Sequence[Tensor] | None = None,
+    clause: Clause | None = None,
 ) -> Gain:
-    """The gain of one source on some rows of the data; `before` are their log-probabilities without it, where known."""
+    """The gain of one source on some rows of the data.
+
+    Args:
+        setup: With the data.
+        evidence: The source.
+        places: Rows of the data.
+        before: Their log-probabilities without it, where known.
+        clause: Whose examples tell from which rise on a row is explained; from any rise where None.
+    """
+    level = (typical_rise(setup, clause, evidence) if clause is not None else None) or 0.0
     plain, with_c = evidence.encode(setup, places)
     before = target_logprobs(setup, None, plain) if before is None else before
     after = target_logprobs(setup, evidence, with_c)
@@ -195,7 +236,7 @@ def measure_gain(
     num = sum(len(values) for values in before)
     return Gain(
         evidence,
-        gain=sum(max(rise, 0.0) for rise in rises) / num,
+        gain=sum(rise for rise in rises if rise > level) / num,
         mean=sum(rises) / num,
-        share=sum(rise > 0 for rise in rises) / len(rises),
+        share=sum(rise > level for rise in rises) / len(rises),
     )

@@ -85,7 +85,7 @@ def evidence_gains(setup: Setup, clause: Clause, options: EvidenceOptions) -> li
     plain, _ = Evidence("none", "none").encode(setup, picks)
     before = target_logprobs(setup, None, plain)
     gains = [
-        measure_gain(setup, evidence, picks, before=before)
+        measure_gain(setup, evidence, picks, before=before, clause=clause)
         for evidence in track(made, f"evidence for {clause.id}")
     ]
     needs = options.sources is None and max((g.gain for g in gains), default=0.0) < options.enough
