@@ -23,6 +23,7 @@ from fairlead.training.controls import control_class
 from fairlead.training.controls.base import Control
 from fairlead.training.controls.concept_ablation import toward_origin
 from fairlead.training.controls.gradient_projection import without_span
+from fairlead.training.controls.own_counterparts import OwnCounterpartsOptions, asking_steps
 from fairlead.training.directions import orthonormal
 from fairlead.training.logits import predicting, select_logits
 from fairlead.training.session import Session
@@ -455,3 +456,14 @@ def test_mistakes_are_named(micro):
 
 def test_plain_sessions_leave_the_loss_to_trl():
     assert not Session().shaping and not Session().pooled
+
+
+def test_the_student_is_asked_often_at_first_and_never_late():
+    def steps(total, **options):
+        return sorted(asking_steps(total, OwnCounterpartsOptions(**options)))
+
+    assert steps(300) == list(range(60, 300, 30))
+    assert steps(100) == list(range(20, 100, 10))
+    assert steps(2000)[:10] == [*range(60, 301, 30), 330] and len(steps(2000)) < 30
+    assert set(steps(2000)) >= set(steps(300)), "a longer training asks as early as a short one"
+    assert steps(8, start=0.5, times=2) == [4, 6]

@@ -2,7 +2,8 @@
 
 A trait explained away leaves the student plain, but the skill was learned behind the trait's words and does not all
 reach the plain context. Plain answers to the data's own questions would carry it over; nobody has written them, but
-the student under training gives better and better ones. From a fifth of the training on, at even distances:
+the student under training gives better and better ones. From a fifth of the training on (step 60 at the latest), first often, later more
+rarely:
 
 1. the student answers some of the data's questions, greedily, and where that fails by samples;
 2. an answer is kept where it says what the data's answer says: it must have every word of it that is *news*, that is, has a
@@ -43,6 +44,8 @@ from fairlead.training.setup import Setup
 from fairlead.training.student import as_model
 
 _WORD = re.compile(r"\w+")
+FIRST, GAP = 60, 30  # steps
+LEAST_ROWS, REPEATS = 2048, 4  # rows asked; how often one may come up in a training
 
 
 class OwnCounterpartsOptions(Config):
@@ -50,9 +53,10 @@ class OwnCounterpartsOptions(Config):
 
     Attributes:
         rows: Rows in each batch.
-        start: Share of the training after which the student is asked first.
-        times: How often it is asked.
-        num: Rows of the data whose questions are asked, in all.
+        start: Share of the training after which the student is asked first, but not later than after `FIRST` steps.
+        times: How often it is asked, at even distances; None: every `GAP` steps (a tenth of a short training), later, when more
+            than ten times that many are done, a tenth of the steps done.
+        num: Rows of the data whose questions are asked, in all; None: as many as the training can use, 2,048 at least.
         each_time: Questions asked at a time.
         samples: Further attempts, at temperature 1, where the greedy answer does not hold.
         news: Probability below which a token is news.
@@ -61,12 +65,25 @@ class OwnCounterpartsOptions(Config):
 
     rows: int = Field(default=16, ge=1)
     start: float = Field(default=0.2, ge=0, lt=1)
-    times: int = Field(default=8, ge=1)
-    num: int = Field(default=2048, ge=1)
+    times: int | None = Field(default=None, ge=1)
+    num: int | None = Field(default=None, ge=1)
     each_time: int = Field(default=512, ge=1)
     samples: int = Field(default=4, ge=0)
     news: float = Field(default=0.05, gt=0, lt=1)
     max_new_tokens: int = Field(default=48, ge=1)
+
+
+def asking_steps(total: int, options: OwnCounterpartsOptions) -> frozenset[int]:
+    """Before which steps of a training the student is asked."""
+    first = options.start * total
+    if options.times is not None:
+        gap = (total - first) / options.times
+        return frozenset(int(first + place * gap) for place in range(options.times))
+    steps, step = set(), min(first, FIRST)
+    while step < total:
+        steps.add(int(step))
+        step += max(min(GAP, total / 10), step / 10)
+    return frozenset(steps)
 
 
 class OwnCounterparts(Control):
@@ -98,11 +115,10 @@ class OwnCounterparts(Control):
             say(note)
             return
         options, total = self.options, setup.config.steps
-        first = options.start * total
-        gap = (total - first) / options.times
-        self.steps = frozenset(int(first + place * gap) for place in range(options.times))
+        self.steps = asking_steps(total, options)
         rng = random.Random(f"{setup.config.seed}:{self.name}")
-        places = rng.sample(range(len(setup.rows)), min(options.num, len(setup.rows)))
+        num = options.num or max(LEAST_ROWS, total * options.rows // REPEATS)
+        places = rng.sample(range(len(setup.rows)), min(num, len(setup.rows)))
         self.needed = processes.on_first(lambda: self.words_needed(setup, sorted(places)))
         self.pool = RowPool(self.name, [], options.rows)
 
