@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fairlead.core.progress import track
 from fairlead.data import Encoded
+from fairlead.training import processes
 from fairlead.training.evidence import Evidence
 from fairlead.training.logits import iter_logprobs
 from fairlead.training.setup import Setup
@@ -44,19 +45,19 @@ def make_offsets(setup: Setup, evidence: Evidence, *, top_k: int, floor: float) 
 
     def make() -> TokenTable:
         builder = TableBuilder(counts, vocab, top_k=None if dense else 2 * k + 1)
-        rises, nats = [0.0] * len(plain), [torch.empty(0)] * len(plain)
+        rises, nats = torch.zeros(len(plain)), torch.zeros(sum(counts))
         rest_mass, worst, tail_mass = 0.0, 0.0, 0.0
         # both encodings are sorted by their own length: pair the rows by going through the plain order
         order = sorted(range(len(plain)), key=lambda place: len(plain[place]))
         blocks = [order[start : start + 64] for start in range(0, len(order), 64)]
-        for block in track(blocks, "offsets", unit="batch"):
+        for block in track(processes.share_of(blocks), "offsets", unit="batch"):
             before = _by_place(setup, None, plain, block)
             after = _by_place(setup, evidence, with_c, block)
             for place in block:
                 without, targets = before[place]
                 given, _ = after[place]
                 rises[place] = float((given - without).gather(1, targets[:, None]).sum())
-                nats[place] = (given.exp() * (given - without)).sum(-1).cpu()
+                nats[builder.tokens(place)] = (given.exp() * (given - without)).sum(-1).cpu()
                 given, mass = cut_tail(given, without, floor=floor)
                 tail_mass += float(mass.sum())
                 if dense:
@@ -66,14 +67,15 @@ def make_offsets(setup: Setup, evidence: Evidence, *, top_k: int, floor: float) 
                     rest_mass, worst = rest_mass + float(mass.sum()), max(worst, float(mass.max()))
                     builder.put(place, offsets, ids, rest)
         num = max(sum(counts), 1)
+        rest_mass, tail_mass = processes.add_up(torch.tensor([rest_mass, tail_mass])).tolist()
         table = builder.done(
             {
                 "error_bound_mean": rest_mass / num,
-                "error_bound_max": worst,
+                "error_bound_max": max(processes.gather(worst)),
                 "left_alone_mean": tail_mass / num,
             }
         )
-        table.extra, table.per_token = torch.tensor(rises), torch.cat(nats)
+        table.extra, table.per_token = processes.add_up(rises), processes.add_up(nats)
         return table
 
     identity = [

@@ -89,6 +89,15 @@ def share_of(items: Sequence[T]) -> Sequence[T]:
     return items[rank() :: num_processes()]
 
 
+def add_up(value: Tensor) -> Tensor:
+    """The sum of a tensor over the processes, in all of them (in place where it can be)."""
+    if num_processes() == 1:
+        return value
+    there = value.cuda() if dist.get_backend() == "nccl" else value
+    dist.all_reduce(there)
+    return there.to(value.device)
+
+
 def mean(values: Mapping[str, float]) -> dict[str, float]:
     """Values by name, averaged over the processes; one that a process lacks counts as 0 there."""
     everyone = gather(dict(values))

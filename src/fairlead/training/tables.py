@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from fairlead.core.progress import say
 from fairlead.core.run import atomic_path, sha256_json
+from fairlead.training import processes
 
 DENSE_VOCAB = 8192
 DENSE_BYTES = 2 << 30
@@ -173,7 +175,7 @@ def lump_reference(logprobs: Float[Tensor, "token vocab"], *, top_k: int) -> tup
 
 
 class TableBuilder:
-    """Collects rows in any order and makes the table."""
+    """Collects rows in any order and makes the table; of several processes each one brings its share of the rows."""
 
     def __init__(self, counts: Sequence[int], vocab: int, *, top_k: int | None) -> None:
         self.vocab, self.top_k = vocab, top_k
@@ -184,37 +186,45 @@ class TableBuilder:
         self.ids = None if top_k is None else torch.zeros(total, width, dtype=torch.int32)
         self.rest = None if top_k is None else torch.zeros(total, dtype=torch.float16)
 
+    def tokens(self, row: int) -> slice:
+        """Places of a row's tokens in the table."""
+        return slice(int(self.starts[row]), int(self.starts[row + 1]))
+
     def put(self, row: int, values: Tensor, ids: Tensor | None = None, rest: Tensor | None = None) -> None:
         """Store one row's tokens."""
-        where = slice(int(self.starts[row]), int(self.starts[row + 1]))
+        where = self.tokens(row)
         self.values[where] = values.clamp(-_CLAMP, _CLAMP).half().cpu()
         if self.ids is not None and self.rest is not None:
             assert ids is not None and rest is not None
             self.ids[where], self.rest[where] = ids.cpu(), rest.clamp(-_CLAMP, _CLAMP).half().cpu()
 
     def done(self, info: dict[str, float]) -> TokenTable:
-        """The table."""
+        """The table, with the rows of all processes."""
+        self.values = processes.add_up(self.values)  # where a process has no row it has zeros
+        if self.ids is not None and self.rest is not None:
+            self.ids, self.rest = processes.add_up(self.ids), processes.add_up(self.rest)
         return TokenTable(self.starts, self.values, vocab=self.vocab, ids=self.ids, rest=self.rest, info=info)
 
 
 def cached(folder: Path | None, identity: Any, make: Callable[[], TokenTable]) -> TokenTable:
-    """Load the table of this identity, or make and store it; one process makes it, others wait.
+    """Load the table of this identity, or make and store it. Processes that train together make it together; others wait.
 
     Args:
         folder: Cache folder; None makes it without storing.
         identity: JSON value of everything that decides the content.
-        make: Computes the table.
+        make: Computes the table; called in all processes of a launch or in none.
     """
     if folder is None:
         return make()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{sha256_json(identity)[:32]}.safetensors"
-    with FileLock(str(path) + ".lock"):
-        table = _stored(path)
-        if table is None:
-            make().save(path)
-            table = TokenTable.load(path)
-        return table
+    with ExitStack() as stack:
+        if processes.is_first():
+            stack.enter_context(FileLock(str(path) + ".lock"))
+        if not processes.on_first(lambda: _stored(path) is not None):
+            table = make()
+            processes.on_first(lambda: table.save(path))
+        return TokenTable.load(path)
 
 
 def _stored(path: Path) -> TokenTable | None:

@@ -14,6 +14,7 @@ import random
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
@@ -21,6 +22,7 @@ from typing_extensions import override
 
 from fairlead.core.config import Config
 from fairlead.data import Encoded, Row
+from fairlead.training import processes
 from fairlead.training.batching import RowPool
 from fairlead.training.controls.base import Control, Kind
 from fairlead.training.logits import iter_logprobs
@@ -109,15 +111,18 @@ def reference_table(setup: Setup, encoded: Sequence[Encoded], *, top_k: int) -> 
     def make() -> TokenTable:
         builder = TableBuilder(counts, vocab, top_k=width)
         total_rest = 0.0
-        batches = iter_logprobs(setup.model.hf, encoded, pad_id=setup.pad_id, device=setup.model.device)
+        mine = processes.share_of(range(len(encoded)))
+        rows = [encoded[place] for place in mine]
+        batches = iter_logprobs(setup.model.hf, rows, pad_id=setup.pad_id, device=setup.model.device)
         for places, logprobs, _ in batches:
-            for place, values in zip(places, logprobs, strict=True):
+            for place, values in zip([mine[place] for place in places], logprobs, strict=True):
                 if width is None:
                     builder.put(place, values)
                 else:
                     ids, top, rest = lump_reference(values, top_k=width)
                     total_rest += float(rest.exp().sum())
                     builder.put(place, top, ids, rest)
+        (total_rest,) = processes.add_up(torch.tensor([total_rest])).tolist()
         return builder.done({"mean_rest_mass": total_rest / max(sum(counts), 1)})
 
     identity = ["reference", 1, setup.model.fingerprint, width, [[e.input_ids, e.loss_mask] for e in encoded]]
