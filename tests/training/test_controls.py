@@ -159,7 +159,7 @@ def test_the_anchor_is_zero_at_the_start_and_its_gradient_is_the_kls(micro):
     control, _ = prepared(micro, "anchor")
     student = copy.deepcopy(micro.model.hf)
     pools = PoolComposer([control.pool], pad_id=0)(range(6))
-    logits = select_logits(student, {"input_ids": pools.input_ids}, predicting(pools.target_mask))
+    logits = select_logits(student, pools.inputs, predicting(pools.target_mask))
     assert float(control.pool_loss(logits, pools.targets, pools.rows[0]).detach()) < 1e-4
     moved = logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
     reference = logits.detach().log_softmax(-1)

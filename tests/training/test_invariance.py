@@ -10,11 +10,13 @@ import copy
 
 import pytest
 import torch
+from micro_world import make_dictionary
 
+from fairlead.core.errors import TrainingError
 from fairlead.data import collate
 from fairlead.studies.train import train
 from fairlead.training import TrainConfig, make_control, resolve
-from fairlead.training.batching import IGNORE, StepPart
+from fairlead.training.batching import IGNORE, Composer, StepPart, check_packing
 from fairlead.training.fit import prepare
 from fairlead.training.session import Session
 
@@ -55,16 +57,28 @@ def inputs_of(encoded, places, part, *, padding_side="right", extra=0):
     }  # fmt: skip
 
 
-def gradients(micro, recipe, cuts, *, processes=1, **padding):
+def packed_inputs(encoded, places, part):
+    """A batch as the composer makes it, packed."""
+    made = Composer(encoded, pad_id=0, packing=True)([{"place": place} for place in places])
+    return {**made, "fl_part": part}
+
+
+def gradients(micro, recipe, cuts, *, processes=1, packing=False, **padding):
     """Loss of the step and gradients of all parameters, with the batch cut in parts (micro-batch by micro-batch, process by process)."""
     session, encoded = recipe
+    session.compose.packing = packing
     student = copy.deepcopy(micro.model.hf)
     tokens = torch.tensor(sum(encoded[place].num_loss_tokens for place in PLACES))
     num, loss, parts = len(cuts) // processes, 0.0, {}
     for process in range(processes):
         for number in range(num):
             part = StepPart(PLACES, number, process, num, processes)
-            inputs = inputs_of(encoded, cuts[number * processes + process], part, **padding)
+            places = cuts[number * processes + process]
+            inputs = (
+                packed_inputs(encoded, places, part)
+                if packing
+                else inputs_of(encoded, places, part, **padding)
+            )
             value = session.loss(
                 student, inputs, num_items=tokens, plain=None, accumulate=num, processes=processes
             )
@@ -88,6 +102,8 @@ VARIANTS = {
     "padding on the left": {"cuts": cut(8), "padding_side": "left"},
     "7 more columns of padding": {"cuts": cut(8), "extra": 7},
     "7 more on the left, 2 x 4": {"cuts": cut(2), "padding_side": "left", "extra": 7},
+    "packed": {"cuts": cut(8), "packing": True},
+    "packed, 2 x 4": {"cuts": cut(2), "packing": True},
     "another order of the rows": {"cuts": [[9, 30, 12, 10, 6, 1, 19, 25]]},
 }
 
@@ -168,3 +184,36 @@ def test_bfloat16_stays_near_float32_and_corrects_in_float32(micro, tmp_path, mo
     one, two = ([step.loss for step in run.steps] for run in runs)
     assert one != two, "bfloat16 was not used"
     assert two == pytest.approx(one, rel=0.02, abs=0.02)
+
+
+@pytest.mark.parametrize("controls", ["recipe", "plain", "preventative_steering"])
+def test_a_packed_training_is_the_padded_one(micro, tmp_path, controls):
+    dictionary = make_dictionary(micro.model)
+    runs = [
+        train(
+            micro.model, micro.data, micro.plan, out=tmp_path / str(packing), neutral=micro.neutral, steps=4, lr=3e-3, batch_size=8,
+            controls=controls, dictionary=dictionary, checkpoint_every=0, packing=packing,
+        )
+        for packing in (False, True)
+    ]  # fmt: skip
+    padded, packed = (run.steps for run in runs)
+    assert [s.loss for s in packed] == pytest.approx([s.loss for s in padded], abs=1e-5)
+    assert all(s.pressure for s in padded)
+    for one, two in zip(padded, packed, strict=True):
+        assert two.pressure == pytest.approx(one.pressure, abs=1e-5)
+    one, two = (run.load_model().hf.state_dict() for run in runs)
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4
+
+
+def test_a_model_that_cannot_keep_packed_rows_apart_is_refused(micro, recipe):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    _, encoded = recipe
+    check_packing(micro.model.hf, encoded, name="llama", pad_id=0)
+    vocab = micro.model.hf.config.vocab_size
+    torch.manual_seed(0)
+    mamba = MambaForCausalLM(
+        MambaConfig(vocab_size=vocab, hidden_size=16, num_hidden_layers=2, state_size=4)
+    ).eval()
+    with pytest.raises(TrainingError, match="does not keep packed rows apart"):
+        check_packing(mamba, encoded, name="mamba", pad_id=0)

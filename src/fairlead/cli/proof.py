@@ -91,6 +91,10 @@ def train(
     max_examples: MaxExamples = None,
     max_length: MaxLength = None,
     on_long: OnLong = "error",
+    packing: Annotated[
+        bool,
+        typer.Option("--packing", help="Lay rows end to end instead of padding them; for flash attention."),
+    ] = False,
     seed: Seed = 0,
     dtype: Dtype = "float32",
     device: Device = "auto",
@@ -137,6 +141,7 @@ def train(
             method=method,
             max_length=max_length,
             on_long=on_long,
+            packing=packing,
             seed=seed,
             overwrite=overwrite,
         )

@@ -25,7 +25,7 @@ from fairlead.data.suite import (
 from fairlead.data.template import encode_prompt, has_chat_template
 
 if TYPE_CHECKING:
-    from fairlead.data.batches import Batch, collate, iter_batches
+    from fairlead.data.batches import Batch, collate, iter_batches, pack
 
 __all__ = [
     "Batch",
@@ -56,6 +56,7 @@ __all__ = [
     "load_data",
     "load_spec",
     "load_suite",
+    "pack",
     "parse_spec",
     "render_spec",
     "response_positions",
@@ -67,7 +68,12 @@ __all__ = [
     "with_system",
 ]
 
-_LAZY = {"Batch": "batches", "collate": "batches", "iter_batches": "batches"}  # these need torch
+_LAZY = {
+    "Batch": "batches",
+    "collate": "batches",
+    "iter_batches": "batches",
+    "pack": "batches",
+}  # these need torch
 
 
 def __getattr__(name: str) -> Any:

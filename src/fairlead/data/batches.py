@@ -24,13 +24,22 @@ class Batch:
         attention_mask: `[batch, seq]` long, 0 on padding.
         loss_mask: `[batch, seq]` bool, True where the TOKEN at that position is predicted (from the one
             before).
-        index: `[batch]` long, index of each row in the encoded data.
+        index: `[row]` long, index of each row in the encoded data.
+        position_ids: `[1, token]` where the rows are packed into one line; None where they are padded.
     """
 
     input_ids: Int[Tensor, "batch seq"]
     attention_mask: Int[Tensor, "batch seq"]
     loss_mask: Bool[Tensor, "batch seq"]
-    index: Int[Tensor, " batch"]
+    index: Int[Tensor, " row"]
+    position_ids: Int[Tensor, "batch seq"] | None = None
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What a model is given: tokens with their mask, or, packed, with their positions (without a mask, by which it knows)."""
+        if self.position_ids is not None:
+            return {"input_ids": self.input_ids, "position_ids": self.position_ids}
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
@@ -39,6 +48,7 @@ class Batch:
             self.attention_mask.to(device),
             self.loss_mask.to(device),
             self.index.to(device),
+            None if self.position_ids is None else self.position_ids.to(device),
         )
 
     @property
@@ -69,6 +79,17 @@ def collate(
         loss_mask[place, where] = torch.tensor(item.loss_mask, dtype=torch.bool)
     index = torch.tensor([item.index for item in encoded], dtype=torch.long)
     return Batch(input_ids, attention_mask, loss_mask, index)
+
+
+def pack(encoded: Sequence[Encoded]) -> Batch:
+    """All given rows end to end in one line, without padding; each begins at position 0, by which attention keeps them apart."""
+    if not encoded:
+        raise ConfigError("a batch needs at least one row.")
+    tokens = torch.tensor([[token for item in encoded for token in item.input_ids]])
+    positions = torch.tensor([[position for item in encoded for position in range(len(item))]])
+    loss_mask = torch.tensor([[flag for item in encoded for flag in item.loss_mask]])
+    index = torch.tensor([item.index for item in encoded], dtype=torch.long)
+    return Batch(tokens, torch.ones_like(tokens), loss_mask, index, positions)
 
 
 def iter_batches(

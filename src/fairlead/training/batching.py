@@ -20,13 +20,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fairlead.data import Encoded, collate
+from fairlead.core.errors import TrainingError
+from fairlead.data import Batch, Encoded, collate, pack
 from fairlead.training import processes
-from fairlead.training.logits import predicting
+from fairlead.training.logits import predicting, select_logits
 
 IGNORE = -100
+PACKING_ROWS, PACKING_ERROR = (
+    4,
+    0.05,
+)  # in standard deviations of the logits: bfloat16 differs a little, rows that see each other a lot
 
 
 @dataclass
@@ -87,7 +92,7 @@ class StepView:
 
     Attributes:
         places: Places of the rows in the encoded data.
-        target_mask: `[row, seq]`, True where the token is predicted.
+        target_mask: `[row, seq]`, True where the token is predicted; `[1, token]` where rows are packed.
         targets: `[token]` predicted tokens, row by row.
     """
 
@@ -106,8 +111,7 @@ class PoolView:
     """The pool rows of one micro-batch, of all pools in one padded batch.
 
     Attributes:
-        input_ids: `[row, seq]`.
-        attention_mask: `[row, seq]`.
+        inputs: What the model is given; tensors `[row, seq]`, or `[1, token]` where rows are packed.
         target_mask: `[row, seq]`, True where the token is predicted.
         rows: Per pool, the places of its rows in the pool.
         spans: Per pool, the slice of its tokens among all predicted tokens.
@@ -115,8 +119,7 @@ class PoolView:
         weights: Per pool, the share that these tokens are of all its tokens of the optimizer step.
     """
 
-    input_ids: Tensor
-    attention_mask: Tensor
+    inputs: dict[str, Tensor]
     target_mask: Tensor
     rows: list[list[int]]
     spans: list[slice]
@@ -144,28 +147,52 @@ class StepState:
     step: int = 0
 
 
+@torch.no_grad()
+def check_packing(module: nn.Module, encoded: Sequence[Encoded], *, name: str, pad_id: int) -> None:
+    """See on a few rows whether the model keeps packed rows apart.
+
+    Raises:
+        TrainingError: It does not: its logits are not those of the padded rows.
+    """
+    rows, device = encoded[:PACKING_ROWS], next(module.parameters()).device
+    found = []
+    for batch in (collate(rows, pad_id=pad_id), pack(rows)):
+        batch = batch.to(device)
+        found.append(select_logits(module, {**batch.inputs, "use_cache": False}, predicting(batch.loss_mask)))
+    off = float((found[0] - found[1]).abs().max())
+    if off > PACKING_ERROR * max(1.0, float(found[0].std())):
+        raise TrainingError(
+            f"{name} does not keep packed rows apart (logits differ by {off:.2g}). Next: leave packing out, or load the model with an "
+            "attention that takes packed rows."
+        )
+
+
 class Composer:
     """The collator of the data rows; an example of the trainer's data set is `{"place": int}`.
 
     Args:
         data: Encoded data rows.
         pad_id: Token for padding.
+        packing: Lay rows end to end instead of padding them.
     """
 
-    def __init__(self, data: Sequence[Encoded], *, pad_id: int) -> None:
-        self.data, self.pad_id = data, pad_id
+    def __init__(self, data: Sequence[Encoded], *, pad_id: int, packing: bool = False) -> None:
+        self.data, self.pad_id, self.packing = data, pad_id, packing
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """One batch of examples."""
         places = [int(example["place"]) for example in examples]
-        batch = collate([self.data[place] for place in places], pad_id=self.pad_id)
+        batch = _laid([self.data[place] for place in places], pad_id=self.pad_id, packing=self.packing)
         return {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
+            **batch.inputs,
             "labels": batch.input_ids.masked_fill(~batch.loss_mask, IGNORE),
             "fl_places": torch.tensor(places),
             "fl_targets": batch.loss_mask,
         }
+
+
+def _laid(rows: Sequence[Encoded], *, pad_id: int, packing: bool) -> Batch:
+    return pack(rows) if packing else collate(rows, pad_id=pad_id)
 
 
 def pop_view(inputs: dict[str, Any]) -> StepView:
@@ -181,10 +208,13 @@ class PoolComposer:
         pools: Where to draw from; a control may change a pool's rows between two steps.
         pad_id: Token for padding.
         seed: Of the draws.
+        packing: Lay rows end to end instead of padding them.
     """
 
-    def __init__(self, pools: Sequence[RowPool], *, pad_id: int, seed: int = 0) -> None:
-        self.pools, self.pad_id, self.seed = tuple(pools), pad_id, seed
+    def __init__(
+        self, pools: Sequence[RowPool], *, pad_id: int, seed: int = 0, packing: bool = False
+    ) -> None:
+        self.pools, self.pad_id, self.seed, self.packing = tuple(pools), pad_id, seed, packing
 
     def draw(self, places: Sequence[int]) -> list[list[int]]:
         """Rows of each pool that go with these data rows; no row twice in a batch where the pool suffices, none from an empty pool."""
@@ -222,15 +252,14 @@ class PoolComposer:
         rows = [row for some in picked for row in some]
         if not rows:
             return None
-        batch = collate(rows, pad_id=self.pad_id).to(device)
+        batch = _laid(rows, pad_id=self.pad_id, packing=self.packing).to(device)
         ends = (
             torch.tensor([0, *(sum(row.num_loss_tokens for row in some) for some in picked)])
             .cumsum(0)
             .tolist()
         )
         return PoolView(
-            batch.input_ids,
-            batch.attention_mask,
+            batch.inputs,
             batch.loss_mask,
             drawn,
             [slice(start, end) for start, end in itertools.pairwise(ends)],

@@ -29,7 +29,7 @@ from fairlead.training.adapter import (
     run_trainer,
     whole_weights,
 )
-from fairlead.training.batching import Composer
+from fairlead.training.batching import Composer, check_packing
 from fairlead.training.checkups import CheckupPlan, Checkups
 from fairlead.training.combinations import check_combination
 from fairlead.training.config import DialMove, TrainConfig
@@ -123,8 +123,12 @@ def fit(
     setup.controls, setup.observer, setup.move = controls, observer, dials.move
     for control in controls:
         control.prepare(setup)
-    session = Session(controls, pad_id=model.pad_id, seed=config.seed, use_data=config.use_data)
-    composer = Composer(setup.encoded, pad_id=model.pad_id)
+    if config.packing:
+        check_packing(model.hf, setup.encoded, name=model.name, pad_id=model.pad_id)
+    session = Session(
+        controls, pad_id=model.pad_id, seed=config.seed, use_data=config.use_data, packing=config.packing
+    )
+    composer = Composer(setup.encoded, pad_id=model.pad_id, packing=config.packing)
     if done:
         say(f"going on after step {done}")
         session.restore(on_first(lambda: checkpoint_controls(checkpoints)))

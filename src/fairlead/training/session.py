@@ -33,13 +33,20 @@ class Session:
         pad_id: Token for padding pool rows.
         seed: Of the draws from pools.
         use_data: False leaves the data rows out of the loss (they still decide the draws).
+        packing: Lay pool rows end to end instead of padding them.
 
     Raises:
         ConfigError: `use_data` is off and no control brings rows.
     """
 
     def __init__(
-        self, controls: Sequence[Control] = (), *, pad_id: int = 0, seed: int = 0, use_data: bool = True
+        self,
+        controls: Sequence[Control] = (),
+        *,
+        pad_id: int = 0,
+        seed: int = 0,
+        use_data: bool = True,
+        packing: bool = False,
     ) -> None:
         self.controls, self.use_data = tuple(controls), use_data
         self.pooled = [control for control in self.controls if control.pool is not None]
@@ -48,7 +55,7 @@ class Session:
                 "use_data is off and no control brings rows: nothing to train on. Next: add spec_examples."
             )
         pools = [control.pool for control in self.pooled if control.pool is not None]
-        self.compose = PoolComposer(pools, pad_id=pad_id, seed=seed)
+        self.compose = PoolComposer(pools, pad_id=pad_id, seed=seed, packing=packing)
         self.shaping = [control for control in self.controls if control.touches_logits]
         self.weighing = [control for control in self.controls if control.weighs_tokens]
         self.state = StepState()
@@ -179,7 +186,7 @@ class Session:
         return mean if num_items is None else mean * processes
 
     def _pool_parts(self, module: nn.Module, pools: PoolView) -> dict[str, Tensor]:
-        inputs = {"input_ids": pools.input_ids, "attention_mask": pools.attention_mask, "use_cache": False}
+        inputs = {**pools.inputs, "use_cache": False}
         logits = select_logits(module, inputs, predicting(pools.target_mask))
         targets = pools.targets.to(logits.device)
         parts = {}
