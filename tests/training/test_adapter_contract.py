@@ -172,7 +172,7 @@ def test_pool_rows_depend_on_the_data_rows_alone(micro):
     later([3])
     assert first.draw([7, 2]) == later.draw([7, 2]) != first.draw([2, 7])
     assert len(set(first.draw([7, 2])[0])) == 5
-    assert torch.equal(first([7, 2]).input_ids, later([7, 2]).input_ids)
+    assert torch.equal(first([7, 2]).inputs["input_ids"], later([7, 2]).inputs["input_ids"])
     labels = Composer(encoded, pad_id=0)([{"place": 7}, {"place": 2}])["labels"]
     assert labels.shape[0] == 2, "labels hold the data rows only, so that TRL counts no other tokens"
 
