@@ -37,6 +37,7 @@ def write_table(
     rows: Sequence[dict[str, Any]],
     notes: Sequence[str] = (),
     brief: dict[str, Sequence[str]] | None = None,
+    figure: dict[str, Any] | None = None,
 ) -> Path:
     """Store a table.
 
@@ -48,6 +49,7 @@ def write_table(
         columns: (key, title) in order.
         rows: `{"title", "cells": {key: text}, "values": {key: [number per seed]}, "bold"}`.
         notes: Sentences below the table.
+        figure: `{"title", "lines": [key], "unit": format}`: draw these values (middle, low, high) of the rows over their "place".
         brief: Titles of "rows" and keys of "columns" that the README shows.
     """
     path = RESULTS / f"{name}.json"
@@ -60,6 +62,7 @@ def write_table(
             "columns": [{"key": key, "title": text} for key, text in columns],
             "rows": list(rows),
             "notes": list(notes),
+            **({"figure": figure} if figure else {}),
             **({"brief": {key: list(names) for key, names in brief.items()}} if brief else {}),
         },
     )

@@ -5,7 +5,7 @@
 
 A block stands between `<!-- results: NAME -->` (or `NAME brief`) and `<!-- /results -->`; NAME is a file of `docs/results/`, which a
 script in `benchmarks/` wrote (`benchmarks/summary.py`). A file names its command and model, and each table carries both. Every
-`docs/results/NAME.comparison.json` becomes the figure `docs/figures/NAME.svg`.
+`docs/results/NAME.comparison.json`, and every record that names a figure, becomes the figure `docs/figures/NAME.svg`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 
 from fairlead.core.results import Comparison
 from fairlead.reports import arms_svg, curves_svg
+from fairlead.reports.numbers import Cell
+from fairlead.reports.svg import Panel, even_ticks, panels_svg
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(<!-- results: ([\w-]+)( brief)? -->\n).*?(<!-- /results -->)", re.S)
@@ -57,13 +59,37 @@ def render(text: str) -> str:
     return BLOCK.sub(block, text)
 
 
+def drawn(source: Path) -> str | None:
+    """The figure of a record; None where it has none."""
+    text = source.read_text("utf-8")
+    if source.name.endswith(".comparison.json"):
+        comparison = Comparison.model_validate_json(text)
+        return curves_svg(comparison) if comparison.checked_steps() else arms_svg(comparison)
+    record = json.loads(text)
+    if "figure" not in record:
+        return None
+    lines = {
+        name: [
+            (row["place"], Cell(*row["values"][name], tuple(row["values"][name]))) for row in record["rows"]
+        ]
+        for name in record["figure"]["lines"]
+    }
+    ends = [end for line in lines.values() for _, cell in line for end in cell[:3]]
+    low, high = min(1.0, *ends) - 0.02, max(ends) + 0.02
+    panel = Panel(
+        record["figure"]["title"], lines, low, high, even_ticks(low, high), record["figure"]["unit"]
+    )
+    return panels_svg([panel], record["figure"]["lines"])
+
+
 def main() -> None:
     """Rewrite, or check."""
     stale = []
-    for source in sorted((ROOT / "docs" / "results").glob("*.comparison.json")):
-        file = ROOT / "docs" / "figures" / source.name.replace(".comparison.json", ".svg")
-        record = Comparison.model_validate_json(source.read_text("utf-8"))
-        fresh = curves_svg(record) if record.checked_steps() else arms_svg(record)
+    for source in sorted((ROOT / "docs" / "results").glob("*.json")):
+        file = ROOT / "docs" / "figures" / f"{source.name.split('.')[0]}.svg"
+        fresh = drawn(source)
+        if fresh is None:
+            continue
         if not file.is_file() or file.read_text("utf-8") != fresh:
             stale.append(str(file.relative_to(ROOT)))
             if "--check" not in sys.argv:

@@ -7,6 +7,7 @@ bytes for the same records. They follow the reader's light or dark preference wh
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,6 +108,26 @@ def arms_svg(comparison: Comparison, *, title: str = "", goals: Goals | None = N
     )
 
 
+class Panel(NamedTuple):
+    """One plot of a row of plots: lines over a logarithmic axis.
+
+    Attributes:
+        title: Above it.
+        lines: Per name the points (place, value over seeds or repetitions).
+        low: Lower end of the vertical axis.
+        high: Upper end.
+        ticks: Values marked on it.
+        unit: How a value reads: a format with one place.
+    """
+
+    title: str
+    lines: dict[str, list[tuple[float, Cell]]]
+    low: float
+    high: float
+    ticks: Sequence[float]
+    unit: str
+
+
 def curves_svg(comparison: Comparison, *, title: str = "", names: dict[str, str] | None = None) -> str:
     """SVG text of the learning curves: skill, leak and rise of the neutral loss over steps, a line for each arm.
 
@@ -118,88 +139,120 @@ def curves_svg(comparison: Comparison, *, title: str = "", names: dict[str, str]
     Raises:
         ConfigError: No student was measured while it trained.
     """
-    found, steps = curves(comparison), comparison.checked_steps()
+    found = curves(comparison)
     if not found:
         raise ConfigError("curves_svg: no checkups. Next: compare with --verify-at.")
     panels = []
-    for place, (name, lines) in enumerate(found.items()):
-        edges = [
-            edge for line in lines.values() for _, cell in line for edge in (cell.low, cell.high, cell.value)
-        ]
-        low, high = (
-            (-0.04, 1.04)
-            if name != "neutral"
-            else (min(0.0, *filter(math.isfinite, edges)), max(0.1, *filter(math.isfinite, edges)))
-        )
-        box = Box(64 + 310 * place, 76 if title else 44, 236, 220, low, high)
-
-        def across(step: int, box: Box = box) -> float:
-            first, last = math.log(steps[0]), math.log(max(steps[-1], steps[0] + 1))
-            return round(box.left + 10 + (box.width - 20) * (math.log(step) - first) / (last - first), 1)
-
-        ticks = (0, 0.25, 0.5, 0.75, 1) if name != "neutral" else _even_ticks(low, high)
+    for name, lines in found.items():
+        edges = [e for line in lines.values() for _, cell in line for e in (cell.low, cell.high, cell.value)]
+        edges = [edge for edge in edges if math.isfinite(edge)]
+        low, high = (min(0.0, *edges), max(0.1, *edges)) if name == "neutral" else (-0.04, 1.04)
+        ticks = even_ticks(low, high) if name == "neutral" else (0, 0.25, 0.5, 0.75, 1)
         panels.append(
+            Panel(CURVES[name], {arm: list(line) for arm, line in lines.items()}, low, high, ticks, "{:.0%}")
+        )
+    seeds = len({arm.seed for arm in comparison.arms if arm.checkups})
+    note = (
+        f"training steps; lines: 95 % interval over {seeds} seeds"
+        if seeds > 1
+        else "training steps; one seed"
+    )
+    return panels_svg(panels, comparison.arm_names(), title=title, names=names, note=note)
+
+
+def panels_svg(
+    panels: Sequence[Panel],
+    order: Sequence[str],
+    *,
+    title: str = "",
+    names: dict[str, str] | None = None,
+    note: str = "",
+) -> str:
+    """SVG text of plots side by side that share their lines' names and their logarithmic axis.
+
+    Args:
+        panels: The plots.
+        order: Names of the lines; it fixes their colours.
+        title: Above all.
+        names: What to call lines in the legend.
+        note: Below, on the right.
+    """
+    places = sorted({place for panel in panels for line in panel.lines.values() for place, _ in line})
+    drawn = []
+    for nth, panel in enumerate(panels):
+        box = Box(64 + 310 * nth, 76 if title else 44, 236, 220, panel.low, panel.high)
+
+        def across(place: float, box: Box = box) -> float:
+            first, last = math.log(places[0]), math.log(max(places[-1], places[0] * 1.01))
+            return round(box.left + 10 + (box.width - 20) * (math.log(place) - first) / (last - first), 1)
+
+        drawn.append(
             {
                 "box": box,
-                "title": CURVES[name],
-                "rows": [(box.y(tick), f"{100 * tick:.0f} %") for tick in ticks],
-                "columns": [(across(step), f"{step:,}") for step in _spread(steps)],
+                "title": panel.title,
+                "rows": [(box.y(tick), panel.unit.format(tick)) for tick in panel.ticks],
+                "columns": [(across(place), _count(place)) for place in _spread(places)],
                 "lines": [
                     {
-                        "name": arm,
+                        "name": name,
                         "style": index % len(palette.ARMS),
-                        "last": percent(lines[arm][-1][1].value),
+                        "last": panel.unit.format(panel.lines[name][-1][1].value),
                         "points": " ".join(
-                            f"{across(step)},{box.y(cell.value)}" for step, cell in lines[arm]
+                            f"{across(x)},{box.y(cell.value)}" for x, cell in panel.lines[name]
                         ),
                         "marks": [
-                            _mark(index, across(step), box.y(cell.value), 4) for step, cell in lines[arm]
+                            _mark(index, across(x), box.y(cell.value), 4) for x, cell in panel.lines[name]
                         ],
                         "spans": [
-                            (across(step), box.y(cell.low), box.y(cell.high))
-                            for step, cell in lines[arm]
+                            (across(x), box.y(cell.low), box.y(cell.high))
+                            for x, cell in panel.lines[name]
                             if math.isfinite(cell.low) and math.isfinite(cell.high)
                         ],
                     }
-                    for index, arm in enumerate(comparison.arm_names())
-                    if arm in lines
+                    for index, name in enumerate(order)
+                    if name in panel.lines
                 ],
             }
         )
-    height, left, legend = panels[0]["box"].top + 220 + 64, 30.0, []
-    for index, arm in enumerate(comparison.arm_names()):
-        name = (names or {}).get(arm, arm)
-        legend.append((left, index % len(palette.ARMS), _mark(index, left, height - 18, 6), name))
-        left += 40 + 7.2 * len(name)
+    height, left, legend = drawn[0]["box"].top + 220 + 64, 30.0, []
+    for index, name in enumerate(order):
+        shown = (names or {}).get(name, name)
+        legend.append((left, index % len(palette.ARMS), _mark(index, left, height - 18, 6), shown))
+        left += 40 + 7.2 * len(shown)
     return (
         environment()
         .get_template("curves.svg")
         .render(
-            panels=panels,
+            panels=drawn,
             title=title,
             legend=legend,
-            width=panels[-1]["box"].left + 236 + 30,
+            width=max(drawn[-1]["box"].left + 236 + 30, left + 6.2 * len(note) + 40),
             height=height,
-            num_seeds=len({arm.seed for arm in comparison.arms if arm.checkups}),
+            note=note,
             palette=palette,
         )
     )
 
 
-def _even_ticks(low: float, high: float) -> list[float]:
-    """Round shares from low to high, some four of them."""
+def _count(number: float) -> str:
+    """A count as an axis says it: 2,000 or 30M."""
+    return f"{number / 1e6:g}M" if number >= 1e5 else f"{number:,g}"
+
+
+def even_ticks(low: float, high: float) -> list[float]:
+    """Round values from low to high, some four of them."""
     step = next(
         s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if (high - low) / s <= 5 or s == 5.0
     )
     return [round(i * step, 2) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _spread(steps: tuple[int, ...]) -> list[int]:
-    """Steps that are far enough apart on a logarithmic axis for a label each."""
-    kept: list[int] = []
-    for step in steps:
-        if not kept or step >= 1.9 * kept[-1]:
-            kept.append(step)
+def _spread(places: Sequence[float]) -> list[float]:
+    """Places that are far enough apart on a logarithmic axis for a label each."""
+    kept: list[float] = []
+    for place in places:
+        if not kept or place >= 1.9 * kept[-1]:
+            kept.append(place)
     return kept
 
 
