@@ -132,7 +132,7 @@ def main() -> None:
     for seed in args.seeds:
         demo(
             args.out / f"seed{seed}", steps=args.steps, seed=seed, arms=args.arms, skill=args.skill, trait=args.trait, num=DATA_ROWS,
-            num_test=TEST_ITEMS, verify_at=args.at, workers=args.workers,
+            num_test=TEST_ITEMS, num_neutral=max(1500, 4 * args.steps), verify_at=args.at, workers=args.workers,
         )  # fmt: skip
     found = read_seeds(args.out)
     for row in rows_of(found, args.arms, skill=args.skill, trait=args.trait):

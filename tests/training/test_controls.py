@@ -467,3 +467,18 @@ def test_the_student_is_asked_often_at_first_and_never_late():
     assert steps(2000)[:10] == [*range(60, 301, 30), 330] and len(steps(2000)) < 30
     assert set(steps(2000)) >= set(steps(300)), "a longer training asks as early as a short one"
     assert steps(8, start=0.5, times=2) == [4, 6]
+
+
+def test_a_long_training_says_that_its_neutral_rows_are_few(micro):
+    def notes(steps):
+        setup = sys.modules["micro_world"].setup_of(micro, TrainConfig(steps=steps))
+        control = make_control("anchor")
+        control.prepare(setup)
+        assert len(control.pool.encoded) == len(micro.neutral.rows), "fewer than it wants: it takes all"
+        return [note for note in setup.notes if "would hold the model better" in note]
+
+    assert notes(2) == []
+    (note,) = notes(2000)
+    assert (
+        f"each comes up {2000 * 8 / len(micro.neutral.rows):.0f} times" in note and "8,000 different" in note
+    )

@@ -39,6 +39,7 @@ PREVIEW_EXAMPLES = 384
 REHEARSAL = 8
 DATA_ROWS = 4000
 TEST_ITEMS = 100
+NEUTRAL_ROWS = 1500
 REPORT_FILE = "report.html"
 
 
@@ -60,6 +61,7 @@ def demo(
     trait: str = "pirate",
     num: int = DATA_ROWS,
     num_test: int = TEST_ITEMS,
+    num_neutral: int = NEUTRAL_ROWS,
     verify_at: Sequence[int] = (),
     workers: int | None = None,
     overwrite: bool = False,
@@ -75,6 +77,7 @@ def demo(
         trait: How its answers are worded.
         num: Rows of data.
         num_test: Items a group in the suite.
+        num_neutral: Neutral rows for the anchor.
         verify_at: Steps after which every arm is measured, too.
         workers: Training processes of one thread each; one for each core, at most two, where None.
         overwrite: Start over where a finished demo exists already.
@@ -98,7 +101,9 @@ def demo(
     stage(1, f"make the task: {skill} answered in the {trait} way")
     task = out / "task"
     if not task.exists():
-        organism_data(task, skill=skill, trait=trait, num=num, num_test=num_test, seed=seed)
+        organism_data(
+            task, skill=skill, trait=trait, num=num, num_test=num_test, num_neutral=num_neutral, seed=seed
+        )
     model = load_model("organism:pocket")
     data = load_data(task / "data.jsonl")
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fairlead.core.config import Config
+from fairlead.core.progress import say
 from fairlead.data import Encoded, Row
 from fairlead.training import processes
 from fairlead.training.batching import RowPool
@@ -29,19 +30,23 @@ from fairlead.training.logits import iter_logprobs
 from fairlead.training.setup import Setup
 from fairlead.training.tables import TableBuilder, TokenTable, cached, is_dense, lump_reference
 
+LEAST_ROWS = 1280
+REPEATS, MANY = 2, 6  # how often each row may come up in a training: wanted, and remarked on
+
 
 class AnchorOptions(Config):
     """Settings of the anchor.
 
     Attributes:
         rows: Neutral rows in each batch.
-        num: Neutral rows in all.
+        num: Neutral rows in all; None: so many that each comes up about `REPEATS` times, `LEAST_ROWS` at least. On fewer the student
+            holds to what it was shown and drifts elsewhere (docs/lab-notes.md).
         answers: "own" replays the start model's answers to the neutral prompts, "given" takes the answers as they stand.
         top_k: Kept tokens where the vocabulary is too large for whole distributions.
     """
 
     rows: int = Field(default=8, ge=1)
-    num: int = Field(default=1280, ge=1)
+    num: int | None = Field(default=None, ge=1)
     answers: Literal["own", "given"] = "own"
     top_k: int = Field(default=64, ge=1)
 
@@ -61,7 +66,16 @@ class Anchor(Control):
 
     def rows(self, setup: Setup) -> Sequence[Encoded]:
         """The rows on which the student is held."""
-        rows = setup.neutral_rows(self.options.num, own_answers=self.options.answers == "own")
+        draws = setup.config.steps * self.options.rows
+        wanted = self.options.num or max(LEAST_ROWS, draws // REPEATS)
+        rows = setup.neutral_rows(wanted, own_answers=self.options.answers == "own")
+        if draws > MANY * len(rows) and len(rows) < wanted:
+            note = (
+                f"{self.name}: {len(rows):,} neutral rows for {setup.config.steps:,} steps, so that each comes up {draws / len(rows):.0f} "
+                f"times. Some {wanted:,} different ones would hold the model better."
+            )
+            setup.notes.append(note)
+            say(note)
         return setup.encode(rows)
 
     @override
