@@ -1,8 +1,9 @@
-"""Does it hold at every length of training? Arms measured while they train for 2,000 steps, and the steps to a given skill.
+"""Does it hold at every length of training? Whole trainings of 100 to 2,000 steps, the longest measured on the way, too.
 
-Every seed has its own data, spec, dictionary, menu and plan, as in `benchmarks.arms`; what is finished in OUT is kept. A student is
-measured in the middle of its learning-rate schedule (linear to 0 at the end). Published: kept gain, leak and neutral loss at every
-step measured (table and figure), and the steps that each arm needs for a share of plain fine-tuning's final gain.
+Every seed has its own data, spec, dictionary, menu and plan, as in `benchmarks.arms`, the same for all lengths; what is finished in
+OUT is kept. On the way a student stands in the middle of its learning-rate schedule (linear to 0 at the end). Published: kept
+gain, leak and neutral loss (table, and the longest training as a figure), and the steps that each arm needs for a share of plain
+fine-tuning's final gain.
 
     python -m benchmarks.lengths --out runs/lengths                       # pirate + addition, 3 seeds
     python -m benchmarks.lengths --trait emoji --steps 300 --at 100 300 --out runs/lengths-emoji
@@ -11,6 +12,7 @@ step measured (table and figure), and the steps that each arm needs for a share 
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,20 +24,44 @@ from fairlead.reports.curves import at_step
 from fairlead.studies.demo import demo
 
 ARMS = ("plain", "inoculation", "auto")
-STEPS = (50, 100, 150, 200, 300, 500, 1000, 1500, 2000)
+STEPS = (100, 300, 2000)
+ON_THE_WAY = (50, 100, 150, 200, 300, 500, 1000, 1500, 2000)
 TEST_ITEMS = 200
-SHOWN = (100, 300, 1000, 2000)  # steps in the table
+SHOWN = (500, 1000, 1500)  # steps on the way that the table shows
+SHARED = ("task", "menu", "plan", "planned")  # what all lengths of a seed have in common
 REACHED = 0.8  # of plain's final gain: what sample efficiency is read at
 
 
+def measure(out: Path, seed: int, steps: int, args: argparse.Namespace) -> None:
+    """One seed at one length; what does not depend on the length is taken from another one."""
+    folder = out / f"steps{steps}" / f"seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in SHARED:
+        there = [
+            other
+            for other in sorted(out.glob(f"steps*/seed{seed}/{name}"))
+            if (other.parent / "compare").exists()
+        ]
+        if there and not (folder / name).exists():
+            shutil.copytree(there[0], folder / name)
+    demo(
+        folder, steps=steps, seed=seed, arms=args.arms, skill=args.skill, trait=args.trait, num=DATA_ROWS, num_test=TEST_ITEMS,
+        num_neutral=max(1500, 4 * max(args.steps)), workers=args.workers,
+        verify_at=[step for step in args.at if step <= steps] if steps == max(args.steps) else (),
+    )  # fmt: skip
+
+
 def rows_of(
-    found: Sequence[Comparison], arms: Sequence[str], *, skill: str, trait: str
+    found: dict[int, list[Comparison]], arms: Sequence[str], *, skill: str, trait: str
 ) -> list[dict[str, Any]]:
-    """The table: a row for each step shown and each arm."""
+    """The table: a row for each length, and each step shown of the longest, and each arm."""
+    longest = max(found)
+    stages = {steps: (f"{steps:,} steps", comparisons) for steps, comparisons in found.items()}
+    for step in found[longest][0].checked_steps():
+        if step in SHOWN and step not in stages:
+            stages[step] = (f"step {step:,} of {longest:,}", [at_step(one, step) for one in found[longest]])
     rows = []
-    steps = [step for step in found[0].checked_steps() if step in SHOWN] or found[0].checked_steps()
-    for step in steps:
-        here = [at_step(one, step) for one in found]
+    for _, (title, here) in sorted(stages.items()):
         for arm in arms:
             values = {
                 "kept": gain_kept(here, arm, skill),
@@ -50,7 +76,7 @@ def rows_of(
                 cells["kept"] = "none"
             rows.append(
                 {
-                    "title": f"{step:,} steps: {TITLES.get(arm, arm)}",
+                    "title": f"{title}: {TITLES.get(arm, arm)}",
                     "values": values,
                     "cells": cells,
                     "bold": arm == "auto",
@@ -82,16 +108,28 @@ def efficiency(
 
 
 def publish(
-    name: str, found: Sequence[Comparison], arms: Sequence[str], *, skill: str, trait: str, command: str
+    name: str,
+    found: dict[int, list[Comparison]],
+    arms: Sequence[str],
+    *,
+    skill: str,
+    trait: str,
+    command: str,
 ) -> None:
     """Table and figure."""
-    whole = gather(found, data=f"{skill} answered in the {trait} way", command=command)
-    write_figure(name, whole, titles={})
-    reached = "; ".join(
-        f"{TITLES.get(arm, arm)}: {', '.join('never' if step is None else str(step) for step in steps['plainly'])} "
-        f"(in any style {', '.join('never' if step is None else str(step) for step in steps['any style'])})"
-        for arm, steps in efficiency(found, arms, skill=skill).items()
+    longest = found[max(found)]
+    write_figure(
+        name, gather(longest, data=f"{skill} answered in the {trait} way", command=command), titles={}
     )
+
+    def said(steps: Sequence[int | None]) -> str:
+        return ", ".join("never" if step is None else str(step) for step in steps)
+
+    reached = "; ".join(
+        f"{TITLES.get(arm, arm)}: {said(steps['plainly'])} (in any style {said(steps['any style'])})"
+        for arm, steps in efficiency(longest, arms, skill=skill).items()
+    )
+    seeds = sorted({len(each) for each in found.values()})
     write_table(
         name,
         title=f"{skill} answered in the {trait} way, while it trains",
@@ -107,10 +145,10 @@ def publish(
         ),
         rows=rows_of(found, arms, skill=skill, trait=trait),
         notes=[
-            f"{len(found)} seed{'s' if len(found) > 1 else ''}; mean and 95 % t interval. One training of "
-            f"{found[0].checked_steps()[-1]:,} steps per arm and seed, measured on the way (linear schedule). All have the same anchor. "
+            f"{' to '.join(map(str, seeds))} seed{'s' if seeds[-1] > 1 else ''} a length; mean and 95 % t interval. Linear schedule: "
+            f'"step N of {max(found):,}" is measured on the way, before the learning rate has come down. All have the same anchor. '
             "Of plain's gain: against plain fine-tuning at the same step, right in any style.",
-            f"Steps to {REACHED:.0%} of plain's final gain, right and plain, seed by seed: {reached}.",
+            f"Steps (of those measured) to {REACHED:.0%} of plain's final gain, right and plain, seed by seed: {reached}.",
         ],
     )
 
@@ -121,25 +159,27 @@ def main() -> None:
     )
     parser.add_argument("--skill", default="addition")
     parser.add_argument("--trait", default="pirate")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--at", type=int, nargs="+", default=list(STEPS))
+    parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
+    parser.add_argument("--at", type=int, nargs="+", default=list(ON_THE_WAY))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--publish", default="", help="name of the table in docs/results")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    out = args.out.resolve()
     for seed in args.seeds:
-        demo(
-            args.out / f"seed{seed}", steps=args.steps, seed=seed, arms=args.arms, skill=args.skill, trait=args.trait, num=DATA_ROWS,
-            num_test=TEST_ITEMS, num_neutral=max(1500, 4 * args.steps), verify_at=args.at, workers=args.workers,
-        )  # fmt: skip
-    found = read_seeds(args.out)
+        for steps in args.steps:
+            measure(out, seed, steps, args)
+    found = {steps: read_seeds(out / f"steps{steps}") for steps in args.steps}
     for row in rows_of(found, args.arms, skill=args.skill, trait=args.trait):
-        print(row["title"], {key: text for key, text in row["cells"].items()})
-    print(efficiency(found, args.arms, skill=args.skill))
+        print(row["title"], row["cells"])
+    print(efficiency(found[max(found)], args.arms, skill=args.skill))
     if args.publish:
-        command = f"python -m benchmarks.lengths --skill {args.skill} --trait {args.trait} --steps {args.steps} --out runs/lengths"
+        command = (
+            f"python -m benchmarks.lengths --skill {args.skill} --trait {args.trait} --steps {' '.join(map(str, args.steps))} "
+            f"--arms {' '.join(args.arms)} --out runs/lengths"
+        )
         publish(args.publish, found, args.arms, skill=args.skill, trait=args.trait, command=command)
     print(args.out)
 
