@@ -167,3 +167,13 @@ def test_colours_stand_out_from_their_ground(ground):
     styles = [palette.arm_style(i) for i in range(8)]
     assert all(a != b for pair in itertools.combinations(styles, 2) for a, b in zip(*pair, strict=True))
     assert palette.contrast("#000000", "#ffffff") == pytest.approx(21)
+
+
+def test_kept_concepts_have_a_line_of_their_own():
+    steps = [
+        StepRecord(step=i, loss=1.0, seconds=0.1, pressure={"avoid.1": 0.2}, kept={"c1": 0.1 * i, "c2": 0.3})
+        for i in (1, 2)
+    ]
+    series = pressure_series([("arm", steps)])
+    assert series["avoid"]["arm"] == ([1, 2], [0.2, 0.2])
+    assert series["keep"]["arm"][1] == pytest.approx([0.4, 0.5])

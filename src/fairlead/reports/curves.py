@@ -79,6 +79,6 @@ def curve_figure(comparison: Comparison, found: Curves, name: str) -> go.Figure:
             "title": {"text": "training step"},
             "tickvals": list(comparison.checked_steps()),
         },
-        yaxis={"tickformat": ".0%", "zeroline": True},
+        yaxis={"tickformat": ".0%", "zeroline": True, "rangemode": "tozero"},
     )
     return figure

@@ -24,7 +24,8 @@ def pressure_series(
 ) -> Series:
     """Summed pressure per kind ("avoid", "keep", "other") and arm: steps and mean over seeds, not smoothed.
 
-    A key of `StepRecord.pressure` is a concept id (the plan gives its verdict) or a clause id ("avoid.1").
+    A key of `StepRecord.pressure` is a concept id (the plan gives its verdict) or a clause id ("avoid.1"); `StepRecord.kept` holds the
+    concepts to keep.
 
     Args:
         runs: A comparison, or (arm, steps) of each training run.
@@ -44,6 +45,9 @@ def pressure_series(
             for key, value in record.pressure.items():
                 if np.isfinite(value):
                     sums[kind_of(key)] = sums.get(kind_of(key), 0.0) + value
+            kept = [value for value in record.kept.values() if np.isfinite(value)]
+            if kept:
+                sums["keep"] = sums.get("keep", 0.0) + sum(kept)
             for kind, value in sums.items():
                 table.setdefault(kind, {}).setdefault(arm, {}).setdefault(record.step, []).append(value)
     return {
