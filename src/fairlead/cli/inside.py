@@ -54,6 +54,12 @@ def dict_train(
         int | None, typer.Option(min=2, help="Latents; 8 times the model's width by default.")
     ] = None,
     k: Annotated[int | None, typer.Option(min=1, help="Active latents a token.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="batch_topk (default), topk, or matryoshka (nested: general latents stay general)."
+        ),
+    ] = None,
     max_examples: MaxExamples = None,
     max_length: MaxLength = None,
     seed: Seed = 0,
@@ -63,7 +69,7 @@ def dict_train(
     as_json: AsJson = False,
     config: ConfigFile = None,
 ) -> None:
-    """Train a BatchTopK dictionary on a model's activations; interrupted, the same command goes on.
+    """Train a dictionary (sparse autoencoder) on a model's activations; interrupted, the same command goes on.
 
     JSON: `site`, `d_model`, `d_dict`, `metrics` (fvu, l0, dead).
 
@@ -77,7 +83,7 @@ def dict_train(
     from fairlead.models import load_model
 
     folder = run_folder(out, "dictionary")
-    settings = DictionaryConfig.make(num_tokens=tokens, d_dict=latents, k=k, seed=seed)
+    settings = DictionaryConfig.make(num_tokens=tokens, d_dict=latents, k=k, kind=kind, seed=seed)
     with working():
         found = train_dictionary(
             load_model(model, dtype=dtype, device=device),

@@ -1,6 +1,8 @@
 """Dictionaries: sparse autoencoders of a model's activations, their training, files and quality."""
 
-from fairlead.dictionaries import batch_topk as _batch_topk  # registers the kind
+from fairlead.dictionaries import batch_topk as _batch_topk  # the three register their kinds
+from fairlead.dictionaries import matryoshka as _matryoshka
+from fairlead.dictionaries import topk as _topk
 from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.dictionary import Dictionary, load_dictionary
 from fairlead.dictionaries.evaluation import evaluate_dictionary, outside_span, token_loss
@@ -19,4 +21,4 @@ __all__ = [
     "token_loss",
     "train_dictionary",
 ]
-del _batch_topk
+del _batch_topk, _matryoshka, _topk

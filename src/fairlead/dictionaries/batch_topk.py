@@ -11,12 +11,21 @@ AuxK uses the rectified pre-activations of dead latents; decoder rows have unit 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.kinds import Params, StepResult, StepState, register_kind
-from fairlead.dictionaries.sparse import batch_topk, decode, gather_dot, transpose, transposed_product
+from fairlead.dictionaries.sparse import (
+    Pairs,
+    batch_topk,
+    decode,
+    gather_dot,
+    transpose,
+    transposed_product,
+)
 
 
 def geometric_median(x_ND: Tensor, *, num_iterations: int = 30, tolerance: float = 1e-5) -> Tensor:
@@ -32,8 +41,50 @@ def geometric_median(x_ND: Tensor, *, num_iterations: int = 30, tolerance: float
     return median
 
 
+class Part(NamedTuple):
+    """Pairs whose latents see the same error.
+
+    Attributes:
+        pairs: The pairs.
+        out_ND: Gradient of the loss in the reconstruction that they take part in.
+    """
+
+    pairs: Pairs
+    out_ND: Tensor
+
+
+class Reconstruction(NamedTuple):
+    """What a batch's pairs reconstruct.
+
+    Attributes:
+        loss: Of the reconstruction.
+        error_ND: Reconstruction by all pairs minus the centred activations.
+        parts: The pairs by the error they see; the first part sees all of it.
+    """
+
+    loss: float
+    error_ND: Tensor
+    parts: tuple[Part, ...]
+
+
 class BatchTopK:
     """The `batch_topk` kind."""
+
+    def select(self, pre_NF: Tensor, config: DictionaryConfig, state: StepState) -> Pairs:
+        """The pairs that are active: the batch's `N k` largest positive ones."""
+        return batch_topk(pre_NF, pre_NF.shape[0] * config.k, floor=0.5 * state.threshold)
+
+    def least(self, pairs: Pairs, pre_NF: Tensor) -> float:
+        """What the inference threshold follows: the smallest kept value."""
+        return float(pairs.value.min()) if pairs.value.numel() else 0.0
+
+    def reconstruct(
+        self, pairs: Pairs, w_dec: Tensor, centred_ND: Tensor, config: DictionaryConfig
+    ) -> Reconstruction:
+        """Squared error per entry of the reconstruction, and its gradient."""
+        error_ND = decode(pairs, w_dec) - centred_ND
+        part = Part(pairs, error_ND * (2.0 / error_ND.numel()))
+        return Reconstruction(float(error_ND.square().mean()), error_ND, (part,))
 
     def start(self, x_ND: Tensor, config: DictionaryConfig, generator: torch.Generator) -> Params:
         """Random unit decoder rows, encoder = decoder transposed, `b_dec` = geometric median."""
@@ -50,33 +101,31 @@ class BatchTopK:
     def step(self, params: Params, x_ND: Tensor, config: DictionaryConfig, state: StepState) -> StepResult:
         """Loss and gradients of `mean((decode - x)^2) + aux_weight * mean((residual - decode_dead)^2)`."""
         assert config.d_dict is not None and config.k_aux is not None
-        num, width = x_ND.shape
-        w_enc, w_dec = params["W_enc"], params["W_dec"]
+        w_enc = params["W_enc"]
         centred_ND = x_ND - params["b_dec"]
         pre_NF = torch.addmm(params["b_enc"], centred_ND, w_enc)
-        pairs = batch_topk(pre_NF, num * config.k, floor=0.5 * state.threshold)
-        error_ND = decode(pairs, w_dec) - centred_ND  # reconstruction minus x
-        loss = error_ND.square().mean()
-        out_ND = error_ND * (2.0 / (num * width))  # dL / d reconstruction
+        pairs = self.select(pre_NF, config, state)
+        found = self.reconstruct(pairs, params["W_dec"], centred_ND, config)
+        error_ND = found.error_ND
 
-        layout = transpose(pairs, config.d_dict)
-        value_grad = gather_dot(pairs, out_ND, w_dec)
-        grads = {
-            "W_dec": transposed_product(layout, pairs.value, out_ND),
-            "W_enc": transposed_product(layout, value_grad, centred_ND).T.contiguous(),
-            "b_enc": torch.zeros_like(params["b_enc"]).index_add_(0, pairs.latent, value_grad),
-        }
-        grads["b_dec"] = out_ND.sum(0) - w_enc @ grads["b_enc"]
+        grads = {name: torch.zeros_like(params[name]) for name in ("W_dec", "W_enc", "b_enc")}
+        for part in found.parts:
+            layout = transpose(part.pairs, config.d_dict)
+            value_grad = gather_dot(part.pairs, part.out_ND, params["W_dec"])
+            grads["W_dec"] += transposed_product(layout, part.pairs.value, part.out_ND)
+            grads["W_enc"] += transposed_product(layout, value_grad, centred_ND).T
+            grads["b_enc"].index_add_(0, part.pairs.latent, value_grad)
+        grads["b_dec"] = found.parts[0].out_ND.sum(0) - w_enc @ grads["b_enc"]
         aux = self._aux(params, centred_ND, pre_NF, error_ND, config, state.dead, grads)
 
         fired = torch.zeros(config.d_dict, dtype=torch.bool, device=x_ND.device)
         fired[pairs.latent] = True
-        _drop_parallel(grads["W_dec"], w_dec)
+        _drop_parallel(grads["W_dec"], params["W_dec"])
         return StepResult(
-            loss=float(loss) + aux,
+            loss=found.loss + aux,
             grads=grads,
             fired=fired,
-            least=float(pairs.value.min()) if pairs.value.numel() else 0.0,
+            least=self.least(pairs, pre_NF),
             squared_error=float(error_ND.square().sum()),
             variance=float((x_ND - x_ND.mean(0)).square().sum()),
             num_active=pairs.value.numel(),

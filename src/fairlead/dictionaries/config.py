@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 from pydantic import Field
 
@@ -30,6 +31,7 @@ class DictionaryConfig(Config):
         dead_window: Share of the run's tokens after which a latent that never fired counts as dead.
         threshold_start: Share of the steps after which the inference threshold starts to follow the batch minimum.
         threshold_rate: Weight of the newest batch minimum in the moving average.
+        prefixes: Shares of d_dict that have to reconstruct by themselves (kind "matryoshka" only).
         checkpoint_every: Steps between saved states.
         seed: Order of the tokens and the initial decoder.
     """
@@ -49,6 +51,7 @@ class DictionaryConfig(Config):
     dead_window: float = Field(default=0.02, gt=0, le=1)
     threshold_start: float = Field(default=0.05, ge=0, le=1)
     threshold_rate: float = Field(default=0.01, gt=0, le=1)
+    prefixes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
     checkpoint_every: int = Field(default=200, ge=1)
     seed: int = 0
 

@@ -268,7 +268,8 @@ def train_dictionary(
 
 
 def _identity(model: Model, encoded: Sequence[Encoded], site: Site, config: DictionaryConfig) -> str:
-    settings: dict[str, Any] = config.model_dump(mode="json", exclude={"checkpoint_every"})
+    unused = set() if config.kind == "matryoshka" else {"prefixes"}
+    settings: dict[str, Any] = config.model_dump(mode="json", exclude={"checkpoint_every", *unused})
     texts = sha256_json([list(row.input_ids) for row in encoded])
     return sha256_json([settings, model.fingerprint, str(site), texts])
 

@@ -41,24 +41,41 @@ def batches(num_tokens: int, size: int, **options):
     return iter(acts.split(size))
 
 
-def test_hand_written_gradients_equal_autograd_also_for_dead_latents():
-    config = DictionaryConfig(d_dict=40, k=3, k_aux=5, aux_weight=0.5).sized(16)
+def active(kind: str, pre: torch.Tensor, k: int) -> torch.Tensor:
+    """Dense activations as the kind's paper has them."""
+    if kind == "topk":
+        kept = pre.relu().topk(k, dim=-1)
+        return torch.zeros_like(pre).scatter(1, kept.indices, kept.values)
+    kept = pre.relu().flatten().topk(pre.shape[0] * k)
+    return torch.zeros(pre.numel()).scatter(0, kept.indices, kept.values).view(pre.shape)
+
+
+KINDS = {"batch_topk": (1.0,), "topk": (1.0,), "matryoshka": (0.1, 0.5, 1.0)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hand_written_gradients_equal_autograd_also_for_dead_latents(kind):
+    config = DictionaryConfig(kind=kind, d_dict=40, k=3, k_aux=5, aux_weight=0.5, prefixes=(0.1, 0.5)).sized(
+        16
+    )
     x, _ = planted(32)
-    params = find_kind("batch_topk").start(x, config, torch.Generator().manual_seed(0))
+    params = find_kind(kind).start(x, config, torch.Generator().manual_seed(0))
     params["b_enc"] = 0.05 * torch.randn(40, generator=torch.Generator().manual_seed(1))
     dead = torch.arange(40) % 3 == 0
-    found = find_kind("batch_topk").step(params, x, config, StepState(0.3, dead))
+    found = find_kind(kind).step(params, x, config, StepState(0.3, dead))
 
     p = {name: value.clone().requires_grad_() for name, value in params.items()}
     pre = (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
-    kept = pre.relu().flatten().topk(32 * 3)
-    acts = torch.zeros(32 * 40).scatter(0, kept.indices, kept.values).view(32, 40)
-    error = acts @ p["W_dec"] + p["b_dec"] - x
-    loss = error.square().mean()
+    acts = active(kind, pre, 3)
+    errors = [
+        acts[:, : round(share * 40)] @ p["W_dec"][: round(share * 40)] + p["b_dec"] - x
+        for share in KINDS[kind]
+    ]
+    loss = torch.stack([error.square().mean() for error in errors]).mean()
     aux = pre[:, dead].relu().topk(5, dim=-1)
     aux_acts = torch.zeros(32, int(dead.sum())).scatter(1, aux.indices, aux.values)
     # the residual is a constant for AuxK, and the centred input of the encoder is where b_dec gets its gradient
-    loss = loss + 0.5 * (aux_acts @ p["W_dec"][dead] + error.detach()).square().mean()
+    loss = loss + 0.5 * (aux_acts @ p["W_dec"][dead] + errors[-1].detach()).square().mean()
     loss.backward()
     loss = loss.detach()
     wanted = {name: value.grad for name, value in p.items()}
@@ -66,7 +83,7 @@ def test_hand_written_gradients_equal_autograd_also_for_dead_latents():
         wanted["W_dec"] - (wanted["W_dec"] * params["W_dec"]).sum(-1, keepdim=True) * params["W_dec"]
     )
     assert found.loss == pytest.approx(float(loss), rel=1e-5)
-    assert found.num_active == 32 * 3
+    assert found.num_active == int((acts > 0).sum())
     for name, grad in wanted.items():
         torch.testing.assert_close(
             found.grads[name], grad, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
@@ -96,15 +113,19 @@ def test_sparse_products_equal_dense_ones():
     )
 
 
-def test_planted_features_are_found_and_a_random_decoder_is_beaten():
-    config = DictionaryConfig(d_dict=32, k=3, num_tokens=60_000, batch_tokens=128, lr=6e-3, seed=1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_planted_features_are_found_and_a_random_decoder_is_beaten(kind):
+    config = DictionaryConfig(
+        kind=kind, d_dict=32, k=3, num_tokens=60_000, batch_tokens=128, lr=6e-3, seed=1, prefixes=(0.5,)
+    )
     trainer = fit_dictionary(batches(60_000, 128), config)
     found = Dictionary(trainer.export(), site="layers.0.resid_post")
     held_out, features = planted(4000, seed=5)
     recovered = (features @ found.decoder.T).max(-1).values
     metrics = reconstruction_metrics(found, held_out)
     baseline = random_reconstruction_fvu(held_out, d_dict=32, k=3)
-    assert (recovered > 0.9).float().mean() > 0.8, f"planted features recovered: {recovered}"
+    if kind != "matryoshka":  # its prefixes mix features that have no hierarchy: that is their price
+        assert (recovered > 0.9).float().mean() > 0.8, f"planted features recovered: {recovered}"
     assert metrics["fvu"] < 0.5 * baseline, (
         f"FVU {metrics['fvu']:.3f} against a random decoder's {baseline:.3f}"
     )
@@ -112,6 +133,34 @@ def test_planted_features_are_found_and_a_random_decoder_is_beaten():
         "the inference threshold keeps about k latents a token, also after a short run"
     )
     torch.testing.assert_close(found.decoder.norm(dim=-1), torch.ones(32))
+
+
+def test_the_first_prefix_of_a_matryoshka_reconstructs_by_itself():
+    """Its first 4 latents leave less unexplained than the first 4 of a BatchTopK."""
+
+    def prefix_fvu(kind: str) -> float:
+        config = DictionaryConfig(
+            kind=kind, d_dict=32, k=3, num_tokens=40_000, batch_tokens=128, lr=6e-3, seed=2, prefixes=(0.125,)
+        )
+        found = Dictionary(fit_dictionary(batches(40_000, 128), config).export(), site="layers.0.resid_post")
+        held_out, _ = planted(3000, seed=5)
+        acts = found.encode(held_out)
+        acts[:, 4:] = 0
+        error = (found.decode(acts) - held_out).square().sum()
+        return float(error / (held_out - held_out.mean(0)).square().sum())
+
+    nested, plain = prefix_fvu("matryoshka"), prefix_fvu("batch_topk")
+    assert nested < plain - 0.05, (
+        f"unexplained by the first 4 latents: nested {nested:.2f}, plain {plain:.2f}"
+    )
+
+
+def test_every_token_of_a_topk_keeps_its_own():
+    pre = torch.tensor([[5.0, 4.0, 3.0, 0.0], [0.3, 0.2, 0.1, -1.0], [-1.0, -2.0, 0.05, -3.0]])
+    config, kind = DictionaryConfig(kind="topk", d_dict=4, k=2), find_kind("topk")
+    pairs = kind.select(pre, config, StepState(0.0, torch.zeros(4, dtype=torch.bool)))
+    assert pairs.token.tolist() == [0, 0, 1, 1, 2] and pairs.latent.tolist() == [0, 1, 0, 1, 2]
+    assert kind.least(pairs, pre) == pytest.approx(0.2), "the cut that keeps as many pairs over the batch"
 
 
 def test_a_short_run_notices_dead_latents_and_only_auxk_gives_them_a_gradient():
