@@ -75,6 +75,10 @@ def preview(
             help="Try so many steps on a copy: which concepts move, and do they spread? 8 will do.",
         ),
     ] = 0,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, help="Processes that measure the uptake together; for many examples on a CPU."),
+    ] = 1,
     top: Annotated[int, typer.Option(min=1, help="Lines to print.")] = 15,
     seed: Seed = 0,
     dtype: Dtype = "float32",
@@ -107,6 +111,7 @@ def preview(
             dictionary=dictionary,
             corpus=corpus,
             rehearse=rehearse,
+            workers=workers,
             reference=reference,
             site=site,
             config=DictionaryConfig.make(num_tokens=dictionary_tokens, seed=seed)

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,9 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fairlead.core.errors import ConfigError, DataError, DictionaryError
-from fairlead.core.progress import Meter
+from fairlead.core.progress import Meter, quiet, track
 from fairlead.core.records import Concept
 from fairlead.core.run import atomic_path, sha256_json
+from fairlead.core.workers import worker_pool
 from fairlead.data import Batch, Encoded, iter_batches
 from fairlead.dictionaries import Dictionary
 from fairlead.gradients.attribution import SiteGradient, remainder_parts, site_gradient, token_uptake
@@ -176,6 +178,7 @@ def measure_uptake(
     state: str | Path | None = None,
     save_every: int = 50,
     label: str = "uptake",
+    workers: int = 1,
 ) -> Uptake:
     """Measure the uptake of every latent on a data set at the model's present weights.
 
@@ -193,6 +196,7 @@ def measure_uptake(
             removed at the end.
         save_every: Batches between saved states.
         label: Of the progress line.
+        workers: Processes of one thread each that share the data; the result is the same but for the sampled remainder.
 
     Raises:
         DictionaryError: The dictionary was made for another model.
@@ -201,6 +205,16 @@ def measure_uptake(
     dictionary.check(model)
     if not encoded:
         raise DataError("no example to measure. Next: pass at least one row.")
+    if workers > 1 and len(encoded) >= 2 * workers:
+        how = {
+            "batch_size": batch_size,
+            "concepts": concepts,
+            "seed": seed,
+            "table_width": table_width,
+            "remainder_tokens": remainder_tokens,
+            "save_every": save_every,
+        }
+        return _in_parts(model, dictionary, encoded, how, state=state, label=label, workers=workers)
     stream = _Stream(
         dictionary, concepts, table_width=table_width, remainder_tokens=remainder_tokens, seed=seed
     )
@@ -226,6 +240,47 @@ def measure_uptake(
     if state is not None:
         state.unlink(missing_ok=True)
     return stream.result()
+
+
+def add_up(parts: Sequence[Uptake]) -> Uptake:
+    """The uptake of a data set from those of its parts, measured with the same concepts."""
+    sums = {name: sum(getattr(part, name) for part in parts[1:]) + getattr(parts[0], name) for name in _SUMS}
+    table = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TABLE}
+    order = torch.argsort(table["table_index"])
+    return Uptake(units=parts[0].units, **sums, **{name: value[order] for name, value in table.items()})
+
+
+def _in_parts(
+    model: Model,
+    dictionary: Dictionary,
+    encoded: Sequence[Encoded],
+    how: dict[str, Any],
+    *,
+    state: str | Path | None,
+    label: str,
+    workers: int,
+) -> Uptake:
+    """Every process measures its share; one that was interrupted goes on from its own state."""
+    from fairlead.models.loading import reloadable
+
+    with TemporaryDirectory() as scratch, worker_pool(workers) as pool:
+        source = reloadable(model, Path(scratch) / "model")
+        jobs = [
+            pool.submit(
+                _part, source, dictionary, encoded[n::workers], how, f"{state}.{n}" if state else None
+            )
+            for n in range(workers)
+        ]
+        return add_up([job.result() for job in track(jobs, label, unit="parts")])
+
+
+def _part(
+    source: str, dictionary: Dictionary, encoded: Sequence[Encoded], how: dict[str, Any], state: str | None
+) -> Uptake:
+    from fairlead.models import load_model
+
+    with quiet():
+        return measure_uptake(load_model(source), dictionary, encoded, state=state, **how)
 
 
 class _Stream:

@@ -295,3 +295,12 @@ def _device(device: str) -> torch.device:
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device is {device!r}, but there is no GPU here. Next: use auto or cpu.")
     return place
+
+
+def reloadable(model: Model, scratch: Path) -> str:
+    """A name or folder from which another process loads this very model; saved to `scratch` where its name gives another or none."""
+    try:
+        same = load_model(model.name, device=str(model.device)).fingerprint == model.fingerprint
+    except ModelError:
+        same = False
+    return model.name if same else str(model.save(scratch))

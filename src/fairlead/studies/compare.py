@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Collection, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fairlead.core.errors import ConfigError, ModelError
+from fairlead.core.errors import ConfigError
 from fairlead.core.progress import Meter, quiet, say
 from fairlead.core.records import Menu, Plan
 from fairlead.core.results import ArmResult, Comparison, StepRecord, Verification
 from fairlead.core.run import Run, read_json, sha256_json
+from fairlead.core.workers import worker_pool
 from fairlead.data import ChatData, Row, load_data
 from fairlead.data.suite import Suite
+from fairlead.models.loading import reloadable
 from fairlead.studies.tables import comparison_table
 from fairlead.studies.train import as_neutral, find_dictionary, plan_checkups, train
 from fairlead.studies.verify import (
@@ -211,47 +211,25 @@ def run_job(job: Job, model: Model, dictionary: Dictionary | None) -> None:
 def _run_parallel(
     jobs: list[Job], model: Model, dictionary: Dictionary | None, *, workers: int, scratch: Path
 ) -> None:
-    """Run jobs in worker processes of one thread each; progress is read from their metrics."""
-    from fairlead.models import load_model
-
-    source = model.name
-    try:
-        same = load_model(source, device=str(model.device)).fingerprint == model.fingerprint
-    except ModelError:
-        same = False
-    if not same:
-        source = str(model.save(scratch))
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
+    """Run jobs in worker processes; progress is read from their metrics."""
+    source = reloadable(model, scratch)
     total = sum(TrainConfig.make(job.settings).steps for job in jobs)
     meter = Meter(f"compare ({len(jobs)} trainings, {workers} processes)", total, "step")
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread)
     try:
-        futures: dict[Future, Job] = {pool.submit(_work, job, source, dictionary): job for job in jobs}
-        waiting = set(futures)
-        while waiting:
-            done, waiting = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
-            seen = sum(_steps_done(job) for job in jobs)
-            meter.advance(max(0, seen - meter.done), f"{len(jobs) - len(waiting)} of {len(jobs)} verified")
-            for future in done:
-                future.result()
-                say(f"done: {futures[future].arm}, seed {futures[future].seed}")
-    except BaseException:
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
+        with worker_pool(workers) as pool:
+            futures: dict[Future, Job] = {pool.submit(_work, job, source, dictionary): job for job in jobs}
+            waiting = set(futures)
+            while waiting:
+                done, waiting = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
+                seen = sum(_steps_done(job) for job in jobs)
+                meter.advance(
+                    max(0, seen - meter.done), f"{len(jobs) - len(waiting)} of {len(jobs)} verified"
+                )
+                for future in done:
+                    future.result()
+                    say(f"done: {futures[future].arm}, seed {futures[future].seed}")
     finally:
         meter.close()
-        pool.shutdown(wait=True)
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _work(job: Job, source: str, dictionary: Dictionary | None) -> None:

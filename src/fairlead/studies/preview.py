@@ -60,6 +60,7 @@ def preview(
     batch_size: int = 32,
     max_lines: int = 60,
     rehearse: int = 0,
+    workers: int = 1,
     seed: int = 0,
     resume: bool = True,
     overwrite: bool = False,
@@ -82,6 +83,7 @@ def preview(
         batch_size: Examples a forward pass.
         max_lines: Lines of the menu.
         rehearse: Steps of plain fine-tuning to try on a copy, to see which concepts move and whether they spread; 0 for none.
+        workers: Processes that measure the uptake together; for many examples on a CPU.
         seed: Of the dictionary, draws and the bootstrap.
         resume: Go on with an interrupted preview of the same settings.
         overwrite: Replace what stands at `out`.
@@ -166,6 +168,7 @@ def preview(
                 seed=seed,
                 state=state,
                 label=name.replace("_", " "),
+                workers=workers,
             )
             save_uptake(uptake, path)
             return uptake

@@ -92,6 +92,28 @@ def test_batch_size_does_not_matter(model, dictionary, rows, batch_size):
     assert one.num_tokens == other.num_tokens and one.num_examples == len(rows)
 
 
+def test_two_processes_measure_what_one_does(model, dictionary, rows):
+    concepts = [Concept(id="c1", label="-", site=SITE, latents=(1, 4, 7))]
+    alone = measure_uptake(model, dictionary, rows, batch_size=4, concepts=concepts, seed=2)
+    shared = measure_uptake(model, dictionary, rows, batch_size=4, concepts=concepts, seed=2, workers=2)
+    for name in (
+        "sum_F",
+        "mass_F",
+        "act_F",
+        "boot_RF",
+        "boot_tokens_R",
+        "half_HF",
+        "carried_U",
+        "fires_U",
+        "example_loss",
+    ):
+        torch.testing.assert_close(getattr(shared, name), getattr(alone, name), rtol=1e-5, atol=1e-6)
+    assert torch.equal(shared.table_index, alone.table_index)
+    assert shared.num_tokens == alone.num_tokens and shared.loss == pytest.approx(alone.loss)
+    assert shared.remainder == pytest.approx(alone.remainder, abs=0.05), "the remainder is sampled"
+    assert shared.stability((1, 4, 7)) == alone.stability((1, 4, 7))
+
+
 def test_padding_side_does_not_matter(model, dictionary, rows):
     def sums(side):
         batch = collate(rows[:6], pad_id=0, padding_side=side)
