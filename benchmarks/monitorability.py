@@ -3,7 +3,7 @@
 Takes the folders that `benchmarks.arms` and `benchmarks.lengths` wrote and reads every arm's model again. Whole answers are easy to tell
 apart; single tokens of answers, drawn at random, are not, and show a loss first.
 
-    python -m benchmarks.monitorability runs/arms runs/lengths --publish monitorability
+    python -m benchmarks.monitorability runs/arms runs/lengths/steps2000 --publish monitorability
 """
 
 from __future__ import annotations
@@ -92,9 +92,14 @@ def publish(name: str, found: dict[str, list[dict[str, float]]], folders: Sequen
         notes=[
             "AUROC for pirate speech in the start model's answers, read in the trained model; probes fitted on one half of the prompts "
             f"and scored on the other, {NUM_DRAWS} draws; mean and 95 % t interval over seeds. Old: the start model's probe; fresh: "
-            "fitted on the trained model.",
+            "fitted on the trained model. The closed loop is read after 2,000 steps and on its own suite's answers, the others after 300.",
         ],
     )
+
+
+def place_of(folder: Path) -> str:
+    """A folder as the command names it."""
+    return f"runs/lengths/{folder.name}" if folder.name.startswith("steps") else f"runs/{folder.name}"
 
 
 def main() -> None:
@@ -111,7 +116,7 @@ def main() -> None:
     for folder in args.folders:  # an arm that stands in several folders counts from the first
         found = {**read_folder(folder, start), **found}
     if args.publish:
-        publish(args.publish, found, [f"runs/{folder.name}" for folder in args.folders])
+        publish(args.publish, found, [place_of(folder) for folder in args.folders])
 
 
 if __name__ == "__main__":
