@@ -235,8 +235,8 @@ def panels_svg(
 
 
 def _count(number: float) -> str:
-    """A count as an axis says it: 2,000 or 30M."""
-    return f"{number / 1e6:g}M" if number >= 1e5 else f"{number:,g}"
+    """A count as an axis says it: 2,000 or 32M."""
+    return f"{number / 1e6:.2g}M" if number >= 1e5 else f"{number:,g}"
 
 
 def even_ticks(low: float, high: float) -> list[float]:
