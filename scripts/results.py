@@ -4,8 +4,9 @@
     python scripts/results.py --check   # fail where a block is out of date
 
 A block stands between `<!-- results: NAME -->` (or `NAME brief`) and `<!-- /results -->`; NAME is a file of `docs/results/`, which a
-script in `benchmarks/` wrote (`benchmarks/summary.py`). A file names its command and model, and each table carries both. Every
-`docs/results/NAME.comparison.json`, and every record that names a figure, becomes the figure `docs/figures/NAME.svg`.
+script in `benchmarks/` wrote (`benchmarks/summary.py`). What stands between `<!-- value: NAME | ROW | COLUMN -->` and `<!-- /value -->` is one
+cell within a sentence. A file names its command and model, and each table carries both. Every `docs/results/NAME.comparison.json`,
+and every record that names a figure, becomes the figure `docs/figures/NAME.svg`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from fairlead.reports.svg import Panel, even_ticks, panels_svg
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(<!-- results: ([\w-]+)( brief)? -->\n).*?(<!-- /results -->)", re.S)
+
+VALUE = re.compile(r"(<!-- value: ([\w-]+) \| ([^|]+?) \| (\w+) -->).*?(<!-- /value -->)", re.S)
 
 
 def table(record: dict[str, Any], *, brief: bool = False) -> str:
@@ -56,7 +59,17 @@ def render(text: str) -> str:
         record = json.loads(source.read_text("utf-8"))
         return match.group(1) + "\n" + table(record, brief=bool(match.group(3))) + "\n" + match.group(4)
 
-    return BLOCK.sub(block, text)
+    return VALUE.sub(value, BLOCK.sub(block, text))
+
+
+def value(match: re.Match[str]) -> str:
+    """One cell of a table within a sentence."""
+    begin, name, title, key, end = match.groups()
+    record = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text("utf-8"))
+    cells = [row["cells"][key] for row in record["rows"] if row["title"] == title]
+    if len(cells) != 1:
+        sys.exit(f"{name}: {len(cells)} rows are called '{title}'. Next: correct the value in the text.")
+    return begin + cells[0] + end
 
 
 def drawn(source: Path) -> str | None:
