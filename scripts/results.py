@@ -4,9 +4,9 @@
     python scripts/results.py --check   # fail where a block is out of date
 
 A block stands between `<!-- results: NAME -->` (or `NAME brief`) and `<!-- /results -->`; NAME is a file of `docs/results/`, which a
-script in `benchmarks/` wrote (`benchmarks/summary.py`). What stands between `<!-- value: NAME | ROW | COLUMN -->` and `<!-- /value -->` is one
-cell within a sentence. A file names its command and model, and each table carries both. Every `docs/results/NAME.comparison.json`,
-and every record that names a figure, becomes the figure `docs/figures/NAME.svg`.
+script in `benchmarks/` wrote (`benchmarks/summary.py`). What stands between `<!-- value: NAME | ROW | COLUMN -->` and
+`<!-- /value -->` is one cell within a sentence. A file names its command and model, and each table carries both. Every
+`docs/results/NAME.comparison.json`, and every record that names a figure, becomes the figure `docs/figures/NAME.svg`.
 """
 
 from __future__ import annotations
