@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.summary import cell, comparison_rows, write_figure, write_table
 from fairlead.core.records import Menu, Plan
-from fairlead.core.results import Comparison
+from fairlead.core.results import ArmResult, Comparison, Measure
 from fairlead.core.run import read_json, write_json
 from fairlead.reports import write_report
 from fairlead.studies.demo import demo
@@ -143,7 +143,10 @@ def read_seeds(out: Path) -> list[Comparison]:
 
 
 def gather(found: Sequence[Comparison], *, data: str, command: str) -> Comparison:
-    """All seeds as one comparison; the start model's measures are means over their suites."""
+    """All seeds as one comparison; the start model's measures are means over their suites, and losses are scaled to them.
+
+    Every seed has texts of its own, which are harder or easier for the start model, too: what counts is the rise on the same texts.
+    """
     measures = {}
     for name in found[0].base.measures:
         each = [one.base.measures[name] for one in found if name in one.base.measures]
@@ -152,10 +155,31 @@ def gather(found: Sequence[Comparison], *, data: str, command: str) -> Compariso
         model=found[0].model,
         data=data,
         base=found[0].base.model_copy(update={"measures": measures}),
-        arms=tuple(arm for one in found for arm in one.arms),
+        arms=tuple(_scaled(arm, one.base.measures, measures) for one in found for arm in one.arms),
         command=command,
         notes=tuple(dict.fromkeys(note for one in found for note in one.notes)),
     )
+
+
+def _scaled(arm: ArmResult, own: dict[str, Measure], common: dict[str, Measure]) -> ArmResult:
+    """An arm with its losses times the common start model's over its own."""
+
+    def scaled(measures: dict[str, Measure]) -> dict[str, Measure]:
+        factors = {
+            key: common[key].value / own[key].value
+            for key in measures
+            if key.startswith("loss.") and key in own
+        }
+        return measures | {
+            key: measures[key].model_copy(
+                update={edge: getattr(measures[key], edge) * factor for edge in ("value", "low", "high")}
+            )
+            for key, factor in factors.items()
+        }
+
+    checkups = tuple(one.model_copy(update={"measures": scaled(one.measures)}) for one in arm.checkups)
+    verification = arm.verification.model_copy(update={"measures": scaled(arm.verification.measures)})
+    return arm.model_copy(update={"checkups": checkups, "verification": verification})
 
 
 def main() -> None:
