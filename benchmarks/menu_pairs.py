@@ -3,16 +3,17 @@
 For every pair of trait and skill of the pocket world and every seed (of dictionary, concepts and data): the data are the skill's
 questions answered in the trait's style, without a system prompt; the menu is built against the usual reference. A line counts
 as the planted attribute when, of all eleven attributes, its concept tells that one best on texts made by the world (AUROC at
-least 0.8; traits on answers, skills on whole texts). Rankings compared: `surprise` (the menu's), `uptake`, `excess` over the
-reference, and the bag of tokens, whose top two tokens are matched in the same way.
+least 0.8; traits on answers, skills on whole texts). Rankings compared: `surprise` (the menu's), the same `alone` (each line by itself),
+`uptake`, `excess` over the reference, and the bag of tokens, whose top two tokens are matched in the same way.
 
-    python -m benchmarks.menu_pairs [--model organism:pocket] [--seeds 3] [--num 200] [--publish menu_pairs]
+    python -m benchmarks.menu_pairs [--model organism:pocket] [--seeds 6] [--num 200] [--publish menu_pairs]
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import random
 import statistics
 import sys
 import time
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.summary import write_table
-from fairlead.concepts import build_concepts, text_activations
+from fairlead.concepts import Companions, build_concepts, text_activations
 from fairlead.core.progress import quiet, say
 from fairlead.core.run import write_json
 from fairlead.core.stats import auroc, wilson
@@ -32,8 +33,15 @@ from fairlead.gradients import bag_of_tokens, measure_uptake, rank, score_concep
 from fairlead.models import load_model
 from fairlead.organisms import World
 
-RANKINGS = ("surprise", "uptake", "excess")
+TITLES = {
+    "surprise": "the menu (surprise, given the lines above)",
+    "alone": "surprise of each line by itself",
+    "excess": "uptake minus the usual",
+    "uptake": "raw uptake",
+    "bag_of_tokens": "bag of tokens (baseline)",
+}
 LEAST_AUROC = 0.8
+COMPANY_TEXTS = 1500
 
 
 class Bench:
@@ -92,6 +100,8 @@ class Bench:
         concepts = build_concepts(self.model, dictionary, corpus, seed=seed)
         acts = text_activations(self.model, dictionary, concepts, self.labelled)
         names = [self.match(acts.response[:, place], acts.whole[:, place]) for place in range(len(concepts))]
+        known = random.Random(seed).sample(corpus, COMPANY_TEXTS)
+        company = Companions(text_activations(self.model, dictionary, concepts, known))
         say(f"seed {seed}: {len(concepts)} concepts; found {sorted(set(names) - {'?'})}")
         usual = measure_uptake(
             self.model, dictionary, self.encode(self.world.neutral(512, seed=2000 + seed)), concepts=concepts
@@ -118,10 +128,15 @@ class Bench:
                 with quiet():
                     uptake = measure_uptake(self.model, dictionary, data, concepts=concepts)
                 scores = score_concepts(uptake, concepts, usual)
+                ranked = {
+                    "surprise": rank(scores, companions=company),
+                    "alone": rank(scores),
+                    "excess": rank(scores, "excess"),
+                    "uptake": rank(scores, "uptake"),
+                }
                 found = {}
-                for ranking in RANKINGS:
-                    order = rank(scores, ranking)
-                    top = [names[place] for place in order]
+                for ranking, here in ranked.items():
+                    top = [names[place] for place in here.order]
                     found[ranking] = {
                         "first": top[:4],
                         "hit": set(top[:2]) == {trait, skill},
@@ -140,9 +155,9 @@ class Bench:
                     {
                         "label": concepts[place].label,
                         "uptake": float(scores.uptake[place]),
-                        "surprise": float(scores.surprise[place]),
+                        "surprise": float(ranked["surprise"].surprise[place]),
                     }
-                    for place in rank(scores)[:3]
+                    for place in ranked["surprise"].order[:3]
                 ]
                 rows.append(
                     {
@@ -164,14 +179,8 @@ class Bench:
 def publish(name: str, rows: list[dict], command: str) -> None:
     """Store the table of README and docs: hits per ranking and seed, and the share of the gradient outside."""
     seeds = sorted({row["seed"] for row in rows})
-    titles = {
-        "surprise": "the menu (surprise)",
-        "excess": "uptake minus the usual",
-        "uptake": "raw uptake",
-        "bag_of_tokens": "bag of tokens (baseline)",
-    }
     table = []
-    for kind, title in titles.items():
+    for kind, title in TITLES.items():
         hits = [sum(row[kind]["hit"] for row in rows if row["seed"] == seed) for seed in seeds]
         pairs = [sum(row["seed"] == seed for row in rows) for seed in seeds]
         found = wilson(sum(hits), sum(pairs))
@@ -198,7 +207,8 @@ def publish(name: str, rows: list[dict], command: str) -> None:
             "Every pair of trait and skill of the pocket world; every seed has its own dictionary and data. "
             f"{outside:.0%} of the squared gradient lies outside the span of the latents active at its token "
             f"(a random subspace of that size would leave {chance:.0%}).",
-            "The form of the ranking was chosen on an earlier base (before its finishing part) and not touched since.",
+            "The form of surprise was chosen on an earlier base (before its finishing part) and not touched since. "
+            "That a line counts for what those above do not bring with them was found on seeds 0 and 1, not on 2 to 5.",
         ],
     )
 
@@ -208,7 +218,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="organism:pocket")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--num", type=int, default=200)
     parser.add_argument("--corpus", type=int, default=6000)
     parser.add_argument("--out", type=Path)
@@ -217,14 +227,13 @@ def main() -> None:
     torch.set_num_threads(1)
     bench = Bench(arguments.model, arguments.corpus)
     rows = [row for seed in range(arguments.seeds) for row in bench.seed(seed, arguments.num)]
-    kinds = (*RANKINGS, "bag_of_tokens")
     summary = {
         "pairs": len(rows),
-        "first_two": {kind: sum(row[kind]["hit"] for row in rows) for kind in kinds},
+        "first_two": {kind: sum(row[kind]["hit"] for row in rows) for kind in TITLES},
         "remainder": statistics.mean(row["remainder"] for row in rows),
         "chance_remainder": statistics.mean(row["chance_remainder"] for row in rows),
     }
-    for kind in kinds:
+    for kind in TITLES:
         print(f"{kind:14} trait and skill first: {summary['first_two'][kind]:3d} of {len(rows)}")
     print(
         f"gradient outside the active latents' span: {summary['remainder']:.0%} (a random subspace: {summary['chance_remainder']:.0%})"

@@ -49,7 +49,8 @@ class MenuLine(Record):
         share: Part of the sum of positive uptake over all concepts, 0 to 1 (negative lines: < 0).
         reference: The concept's usual uptake (on the reference data), same units.
         surprise: How unusual the data's pull on the concept is: sqrt(share of the gradient's traffic through it) times the log
-            of its presence over its usual presence (gradients/menu.py). The order of the menu.
+            of its presence over its usual presence, what the lines above bring with them counted as usual (gradients/menu.py).
+            The order of the menu.
         stability: Share of random split halves in which the sign agrees, 0.5 to 1.
         num_examples: Examples of the data set that carry the concept.
         fires: Share of examples on which the concept is active in the response.

@@ -11,13 +11,15 @@ The order of the menu is therefore the *surprise* of a concept,
 - presence: the concept's share of all activation on the data against that on the reference, over the whole text or over the
   responses, whichever ratio is larger: a skill shows in prompts and answers, a trait in answers only.
 
-A concept that is everywhere (log 0) or that the gradient does not touch (traffic 0) is no news. The square root (traffic times the squared
-log gives the same order) was chosen on one early snapshot of the pocket model: with traffic itself, small changes of a broad concept
-came before the skill where the trait takes most of the gradient. The form is empirical; benchmarks/menu_pairs.py measures it
-beside raw uptake, excess over the reference and the bag of tokens. Uptake, share, interval and stability are
-reported for every line as DESIGN defines them. References: `usual` (generic data; tells skill and trait) or `self` (the same
-prompts answered by the model itself; tells traits, but is blind to a skill that both show). Without a reference lines are
-ordered by absolute uptake.
+A concept that is everywhere (log 0) or that the gradient does not touch (traffic 0) is no news. Nor is one that comes along with
+a concept further up: where companions are known (concepts/companions.py) the menu is made line by line, and each line's usual
+presence is the larger of the reference's and of what the lines above bring with them. A line i that is `s` times as present as in
+the texts that show it (at most once) makes concept j expected at `s * companions(i)[j] + (1 - s) * usual_j`. The square root (traffic
+times the squared log gives the same order) was chosen on one early snapshot of the pocket model: with traffic itself, small changes
+of a broad concept came before the skill where the trait takes most of the gradient. The form is empirical; benchmarks/menu_pairs.py
+measures it beside raw uptake, excess over the reference and the bag of tokens. Uptake, share, interval and stability are reported for
+every line as DESIGN defines them. References: `usual` (generic data; tells skill and trait) or `self` (the same prompts answered by
+the model itself; tells traits, but is blind to a skill that both show). Without a reference lines are ordered by absolute uptake.
 """
 
 from __future__ import annotations
@@ -34,6 +36,10 @@ from fairlead.core.records import Concept, Menu, MenuLine, TokenContext, TokenLi
 from fairlead.gradients.uptake import Uptake
 
 Ranking = Literal["surprise", "uptake", "excess"]
+Companions = Callable[[int], np.ndarray]
+"""Of a concept: each concept's share of all activation in the texts that show it, `[2, concept]` (whole texts, responses)."""
+
+EXPLAINING_LINES = 200  # lines whose companions are taken off those below
 FLOOR = (
     3e-4  # added to shares of activation: a concept absent from the reference is not infinitely surprising
 )
@@ -48,6 +54,8 @@ class Scores(NamedTuple):
         ratio: Log of presence over usual presence, the larger of whole text and response; 0 without a reference.
         surprise: `sqrt(traffic) * ratio`.
         reference: Uptake on the reference; 0 without one.
+        presence: `[2, concept]` share of all activation on the data, over whole texts and over responses.
+        usual: The same on the reference; that of the data without one.
     """
 
     uptake: np.ndarray
@@ -55,6 +63,20 @@ class Scores(NamedTuple):
     ratio: np.ndarray
     surprise: np.ndarray
     reference: np.ndarray
+    presence: np.ndarray
+    usual: np.ndarray
+
+
+class Ranked(NamedTuple):
+    """The order of a menu.
+
+    Attributes:
+        order: `[concept]` indices, best first.
+        surprise: `[concept]` surprise of each concept, by its own index; with companions: given the lines above it.
+    """
+
+    order: np.ndarray
+    surprise: np.ndarray
 
 
 def score_concepts(uptake: Uptake, concepts: Sequence[Concept], reference: Uptake | None) -> Scores:
@@ -66,36 +88,63 @@ def score_concepts(uptake: Uptake, concepts: Sequence[Concept], reference: Uptak
     def share(values_F: Tensor) -> np.ndarray:
         return grouped(values_F / values_F.sum().clamp_min(1e-30))
 
-    traffic = share(uptake.mass_F)
+    def presence(of: Uptake) -> np.ndarray:
+        return np.stack([share(of.act_F), share(of.act_response_F)])
+
+    traffic, present = share(uptake.mass_F), presence(uptake)
     if reference is None:
         zero = np.zeros(len(concepts))
-        return Scores(grouped(uptake.per_latent), traffic, zero, zero, zero)
+        return Scores(grouped(uptake.per_latent), traffic, zero, zero, zero, present, present)
     if reference.sum_F.shape != uptake.sum_F.shape:
         raise ConfigError(
             "data and reference were measured with different dictionaries. Next: measure both with one."
         )
-    whole = np.log((share(uptake.act_F) + FLOOR) / (share(reference.act_F) + FLOOR))
-    response = np.log((share(uptake.act_response_F) + FLOOR) / (share(reference.act_response_F) + FLOOR))
-    ratio = np.maximum(whole, response)
-    return Scores(
-        grouped(uptake.per_latent), traffic, ratio, np.sqrt(traffic) * ratio, grouped(reference.per_latent)
-    )
+    usual = presence(reference)
+    ratio = _ratio(present, usual)
+    surprise = np.sqrt(traffic) * ratio
+    usual_uptake = grouped(reference.per_latent)
+    return Scores(grouped(uptake.per_latent), traffic, ratio, surprise, usual_uptake, present, usual)
 
 
-def rank(scores: Scores, ranking: Ranking = "surprise") -> np.ndarray:
-    """Indices of the concepts, best first.
+def _ratio(presence: np.ndarray, usual: np.ndarray) -> np.ndarray:
+    """Log of presence over usual presence, the larger of whole text and response."""
+    return np.log((presence + FLOOR) / (usual + FLOOR)).max(0)
+
+
+def rank(scores: Scores, ranking: Ranking = "surprise", *, companions: Companions | None = None) -> Ranked:
+    """The order of the concepts, best first.
 
     Args:
         ranking: "surprise" (those that are no more present than usual come after, by absolute uptake, as do all lines without a
             reference), "uptake" (signed) or "excess" (uptake minus the reference's).
+        companions: Which concepts come along with which; for "surprise": a line counts for what the lines above do not bring.
     """
     if ranking == "uptake":
-        return np.argsort(-scores.uptake, kind="stable")
+        return Ranked(np.argsort(-scores.uptake, kind="stable"), scores.surprise)
     if ranking == "excess":
-        return np.argsort(-(scores.uptake - scores.reference), kind="stable")
+        return Ranked(np.argsort(-(scores.uptake - scores.reference), kind="stable"), scores.surprise)
     if ranking != "surprise":
         raise ConfigError(f"ranking is {ranking!r}; use 'surprise', 'uptake' or 'excess'.")
-    return np.lexsort((-np.abs(scores.uptake), -np.maximum(scores.surprise, 0.0)))
+    surprise = scores.surprise if companions is None else _given_above(scores, companions)
+    return Ranked(np.lexsort((-np.abs(scores.uptake), -np.maximum(surprise, 0.0))), surprise)
+
+
+def _given_above(scores: Scores, companions: Companions) -> np.ndarray:
+    """Surprise of each concept given those that are more surprising, taken line by line."""
+    surprise, expected = scores.surprise, scores.usual
+    below = np.ones(len(surprise), dtype=bool)
+    for _ in range(min(EXPLAINING_LINES, len(surprise))):
+        line = int(np.where(below, surprise, -np.inf).argmax())
+        if surprise[line] <= 0:
+            break
+        below[line] = False
+        brought = companions(line)
+        own = brought[:, line]
+        part = np.divide(scores.presence[:, line], own, out=np.zeros(2), where=own > 0).clip(0, 1)[:, None]
+        expected = np.maximum(expected, part * brought + (1 - part) * scores.usual)
+        left = np.sqrt(scores.traffic) * _ratio(scores.presence, expected)
+        surprise = np.where(below, left, surprise)
+    return surprise
 
 
 def build_menu(
@@ -114,6 +163,7 @@ def build_menu(
     baseline: Sequence[TokenLine] = (),
     notes: Sequence[str] = (),
     ranking: Ranking = "surprise",
+    companions: Companions | None = None,
     max_lines: int = 60,
     contexts: Callable[[Concept, Sequence[int]], tuple[TokenContext, ...]] | None = None,
     num_contexts: int = 3,
@@ -126,6 +176,7 @@ def build_menu(
         concepts: Groups of latents, each latent in one group at most.
         reference: `measure_uptake` on the reference data, with the same dictionary.
         ranking: Order of the lines.
+        companions: Which concepts come along with which, measured on other texts than the data (see `rank`).
         max_lines: Lines kept; shares refer to all concepts.
         contexts: Makes token contexts of examples for a concept (see `tokens.token_contexts`).
         num_contexts: Examples a line.
@@ -138,7 +189,8 @@ def build_menu(
     scores = score_concepts(uptake, concepts, reference)
     positive = float(scores.uptake[scores.uptake > 0].sum()) or 1.0
     lines = []
-    for place, index in enumerate(rank(scores, ranking)[:max_lines]):
+    ranked = rank(scores, ranking, companions=companions)
+    for place, index in enumerate(ranked.order[:max_lines]):
         concept = concepts[index]
         low, high = torch.quantile(
             uptake.resampled(concept.latents), torch.tensor([0.025, 0.975], dtype=torch.float64)
@@ -156,7 +208,7 @@ def build_menu(
                 interval=(low, high),
                 share=float(scores.uptake[index]) / positive,
                 reference=float(scores.reference[index]),
-                surprise=float(scores.surprise[index]),
+                surprise=float(ranked.surprise[index]),
                 stability=max(0.5, uptake.stability(concept.latents)),
                 num_examples=int(uptake.carried_U[units].max()) if units else 0,
                 fires=min(1.0, float(uptake.fires_U[units].max()) / max(uptake.num_examples, 1))

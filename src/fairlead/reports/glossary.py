@@ -107,7 +107,7 @@ GLOSSARY = (
         "surprise",
         "surprise",
         "How unusual the data's pull on a concept is: how much more present it is than on the reference data, weighted by how much "
-        "of the gradient passes through it. The menu is ordered by it.",
+        "of the gradient passes through it; what a line further up brings with it is no surprise any more. The menu is ordered by it.",
     ),
     Term(
         "uptake",

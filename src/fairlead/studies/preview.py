@@ -1,21 +1,23 @@
 """Preview: what a data set would teach a model, before any training.
 
 Steps: 1. texts for the dictionary (given corpus; for the pocket model its world's corpus; else the data and the model's own answers);
-2. the dictionary (given, or trained); 3. concepts; 4. uptake on the data; 5. uptake on a reference; 6. the bag-of-tokens baseline; 7. the
-menu, with examples by token; 8. where asked for, a rehearsal: a few steps on a copy. The run folder holds menu.json, concepts.json,
+2. the dictionary (given, or trained); 3. concepts; 4. uptake on the data; 5. uptake on a reference; 6. the bag-of-tokens baseline; 7. which
+concepts come along with which, where there is a corpus besides the data; 8. the menu, with examples by token; 9. where asked for, a
+rehearsal: a few steps on a copy. The run folder holds menu.json, concepts.json,
 uptake.safetensors (sums and the per-example table), per_example.json (the strongest lines of each example), background.json (ordinary
 texts for the judge) and dictionary/. An interrupted preview goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fairlead.concepts import build_concepts
+from fairlead.concepts import Companions, build_concepts, text_activations
 from fairlead.core.progress import say
 from fairlead.core.records import Concept, Menu
 from fairlead.core.run import Run, read_json, sha256_json
@@ -42,6 +44,7 @@ from fairlead.studies.preview_texts import (
 from fairlead.training.rehearsal import rehearse as rehearse_steps
 
 PER_EXAMPLE_LINES = 5
+COMPANY_TEXTS = 1500  # texts in which companions are looked for
 
 
 def preview(
@@ -181,10 +184,15 @@ def preview(
             encode_rows(model, own, limit),
             model.tokenizer,
         )
+        company = None
+        if usual is not None and against is not None:  # there are texts besides the data
+            some = random.Random(seed).sample(corpus_encoded, min(COMPANY_TEXTS, len(corpus_encoded)))
+            company = Companions(text_activations(model, given, found, some))
         menu = build_menu(
             uptake,
             found,
             against,
+            companions=company,
             model=model.name,
             model_fingerprint=model.fingerprint,
             data=data.source,

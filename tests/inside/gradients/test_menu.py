@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,9 +57,9 @@ def usual():
 
 def test_what_is_unusual_comes_first_also_when_its_uptake_is_small_or_negative(data, usual):
     scores = score_concepts(data, CONCEPTS, usual)
-    top = [CONCEPTS[place].label for place in rank(scores)]
+    top = [CONCEPTS[place].label for place in rank(scores).order]
     assert set(top[:2]) == {"skill", "trait"}
-    assert CONCEPTS[rank(scores, "uptake")[0]].label == "everywhere", "raw uptake does not"
+    assert CONCEPTS[rank(scores, "uptake").order[0]].label == "everywhere", "raw uptake does not"
     assert scores.surprise[3] == 0.0, "what the gradient does not touch is no news"
     shares = [40 / 100, 30 / 100]
     assert scores.ratio[1] == pytest.approx(
@@ -67,6 +68,32 @@ def test_what_is_unusual_comes_first_also_when_its_uptake_is_small_or_negative(d
     assert scores.ratio[2] == pytest.approx(math.log((0.3 + FLOOR) / (0.01 / 100.01 + FLOOR)), rel=1e-3), (
         "the trait: responses"
     )
+
+
+def test_what_comes_along_with_a_line_above_is_no_news(usual):
+    # "trait" always brings "absent" with it: 20 % of all activation where the trait shows, whole and in responses
+    data = made([0.1, 0.1, 0.1, 0.0], [20, 20, 40, 20], [40, 20, 30, 10], [40, 20, 30, 10])
+    scores = score_concepts(data, CONCEPTS, usual)
+
+    def company(share):
+        def of(concept):
+            shares = np.zeros((2, 4))
+            shares[:, concept] = 0.6
+            shares[:, 3] = share if concept == 2 else shares[:, 3]
+            return shares
+
+        return of
+
+    alone, placebo = rank(scores), rank(scores, companions=company(0.0))
+    assert placebo.order.tolist() == alone.order.tolist() and (placebo.surprise == alone.surprise).all()
+    given = rank(scores, companions=company(0.2))
+    top = [CONCEPTS[place].label for place in given.order]
+    assert top[0] == "trait" and given.surprise[2] == scores.surprise[2], "the first line has none above it"
+    assert given.surprise[1] == scores.surprise[1], "the skill comes from elsewhere"
+    assert scores.surprise[3] > 0, "half present as where the trait is fully there"
+    expected = 0.5 * 0.2 + 0.5 * scores.usual[:, 3]
+    by_hand = math.sqrt(scores.traffic[3]) * np.log((0.1 + FLOOR) / (expected + FLOOR)).max()
+    assert given.surprise[3] == pytest.approx(by_hand) and by_hand < scores.surprise[3]
 
 
 def test_the_scale_of_gradient_and_activation_does_not_matter(data, usual):
