@@ -25,7 +25,7 @@ the model itself; tells traits, but is blind to a skill that both show). Without
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -235,3 +235,28 @@ def build_menu(
         reference=reference_name if reference is not None else "",
         notes=tuple(notes),
     )
+
+
+def example_lines(
+    uptake: Uptake, concepts: Sequence[Concept], menu: Menu, *, num: int
+) -> list[dict[str, Any]]:
+    """The strongest lines of the menu for each example (JSON records); uptake and loss per loss token of the example."""
+    shown = {line.concept.id for line in menu.lines}
+    records = []
+    for place, index in enumerate(uptake.table_index.tolist()):
+        tokens = max(float(uptake.example_tokens[place]), 1.0)
+        lines = [
+            {"concept": concepts[unit].id, "uptake": value / tokens}
+            for unit, value in zip(
+                uptake.table_unit[place].tolist(), uptake.table_value[place].tolist(), strict=True
+            )
+            if unit < len(concepts) and concepts[unit].id in shown
+        ]
+        records.append(
+            {
+                "example": index,
+                "loss": float(uptake.example_loss[place]) / tokens,
+                "lines": lines[:num],
+            }
+        )
+    return records

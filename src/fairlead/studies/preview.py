@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from fairlead.concepts import Companions, build_concepts, text_activations
 from fairlead.core.progress import say
@@ -28,6 +27,7 @@ from fairlead.gradients import (
     Uptake,
     bag_of_tokens,
     build_menu,
+    example_lines,
     load_uptake,
     measure_uptake,
     save_uptake,
@@ -209,7 +209,7 @@ def preview(
             menu = _rehearsed(
                 run, menu, model, given, encoded, encode_rows(model, own, limit), base, rehearse, seed
             )
-        run.write_json("per_example.json", _per_example(uptake, found, menu))
+        run.write_json("per_example.json", example_lines(uptake, found, menu, num=PER_EXAMPLE_LINES))
         run.write_json("background.json", [row.as_record() for row in background.rows])
         run.write_json("menu.json", menu)
         run.record["summary"] = {
@@ -263,26 +263,3 @@ def _rehearsed(
         for line, one, other in zip(menu.lines, here, elsewhere, strict=True)
     ]
     return menu.model_copy(update={"lines": tuple(lines), "rehearsal": steps})
-
-
-def _per_example(uptake: Uptake, concepts: Sequence[Concept], menu: Menu) -> list[dict[str, Any]]:
-    """The strongest lines of the menu for each example, uptake per loss token of the example."""
-    shown = {line.concept.id for line in menu.lines}
-    records = []
-    for place, index in enumerate(uptake.table_index.tolist()):
-        tokens = max(float(uptake.example_tokens[place]), 1.0)
-        lines = [
-            {"concept": concepts[unit].id, "uptake": value / tokens}
-            for unit, value in zip(
-                uptake.table_unit[place].tolist(), uptake.table_value[place].tolist(), strict=True
-            )
-            if unit < len(concepts) and concepts[unit].id in shown
-        ]
-        records.append(
-            {
-                "example": index,
-                "loss": float(uptake.example_loss[place]) / tokens,
-                "lines": lines[:PER_EXAMPLE_LINES],
-            }
-        )
-    return records
