@@ -6,7 +6,7 @@ as the planted attribute when, of all eleven attributes, its concept tells that 
 least 0.8; traits on answers, skills on whole texts). Rankings compared: `surprise` (the menu's), the same `alone` (each line by itself),
 `uptake`, `excess` over the reference, and the bag of tokens, whose top two tokens are matched in the same way.
 
-    python -m benchmarks.menu_pairs [--model organism:pocket] [--seeds 6] [--num 200] [--publish menu_pairs]
+    python -m benchmarks.menu_pairs [--model organism:pocket] [--seeds 8] [--num 200] [--publish menu_pairs]
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TITLES = {
     "bag_of_tokens": "bag of tokens (baseline)",
 }
 LEAST_AUROC = 0.8
-COMPANY_TEXTS = 1500
+COMPANY_TEXTS = 3000
 
 
 class Bench:
@@ -208,7 +208,7 @@ def publish(name: str, rows: list[dict], command: str) -> None:
             f"{outside:.0%} of the squared gradient lies outside the span of the latents active at its token "
             f"(a random subspace of that size would leave {chance:.0%}).",
             "The form of surprise was chosen on an earlier base (before its finishing part) and not touched since. "
-            "That a line counts for what those above do not bring with them was found on seeds 0 and 1, not on 2 to 5.",
+            "That a line counts for what those above do not bring with them was tuned on seeds 0 to 3; the others were not looked at.",
         ],
     )
 
@@ -218,7 +218,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="organism:pocket")
-    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--num", type=int, default=200)
     parser.add_argument("--corpus", type=int, default=6000)
     parser.add_argument("--out", type=Path)

@@ -12,14 +12,14 @@ The order of the menu is therefore the *surprise* of a concept,
   responses, whichever ratio is larger: a skill shows in prompts and answers, a trait in answers only.
 
 A concept that is everywhere (log 0) or that the gradient does not touch (traffic 0) is no news. Nor is one that comes along with
-a concept further up: where companions are known (concepts/companions.py) the menu is made line by line, and each line's usual
-presence is the larger of the reference's and of what the lines above bring with them. A line i that is `s` times as present as in
-the texts that show it (at most once) makes concept j expected at `s * companions(i)[j] + (1 - s) * usual_j`. The square root (traffic
-times the squared log gives the same order) was chosen on one early snapshot of the pocket model: with traffic itself, small changes
-of a broad concept came before the skill where the trait takes most of the gradient. The form is empirical; benchmarks/menu_pairs.py
-measures it beside raw uptake, excess over the reference and the bag of tokens. Uptake, share, interval and stability are reported for
-every line as DESIGN defines them. References: `usual` (generic data; tells skill and trait) or `self` (the same prompts answered by
-the model itself; tells traits, but is blind to a skill that both show). Without a reference lines are ordered by absolute uptake.
+another: where companions are known (concepts/companions.py) the menu is made line by line, and what the lines above bring with them
+counts as usual. The next line is, of the most surprising, the one with the largest surprise plus `EXPLAINS` times what it takes off
+the others' surprise: a trait that brings a habit with it comes before the habit. The square root (traffic times the squared log gives
+the same order) was chosen on one early snapshot of the pocket model: with traffic itself, small changes of a broad concept came
+before the skill where the trait takes most of the gradient. The form is empirical; benchmarks/menu_pairs.py measures it beside raw
+uptake, excess over the reference and the bag of tokens. Uptake, share, interval and stability are reported for every line as DESIGN
+defines them. References: `usual` (generic data; tells skill and trait) or `self` (the same prompts answered by the model itself;
+tells traits, but is blind to a skill that both show). Without a reference lines are ordered by absolute uptake.
 """
 
 from __future__ import annotations
@@ -36,10 +36,15 @@ from fairlead.core.records import Concept, Menu, MenuLine, TokenContext, TokenLi
 from fairlead.gradients.uptake import Uptake
 
 Ranking = Literal["surprise", "uptake", "excess"]
-Companions = Callable[[int], np.ndarray]
-"""Of a concept: each concept's share of all activation in the texts that show it, `[2, concept]` (whole texts, responses)."""
+Companions = Callable[[int, np.ndarray], np.ndarray]
+"""Of a concept and its presence `[2]` (whole texts, responses): the extra presence of all concepts that it explains, `[2, concept]`."""
 
-EXPLAINING_LINES = 200  # lines whose companions are taken off those below
+EXPLAINS = 0.5  # what a line counts for in others' surprise; .4 to .7 give the same order on the pocket world
+EXPLAINING_LINES = 60  # lines whose companions are taken off those below
+CANDIDATES, LEAST = (
+    12,
+    0.25,
+)  # of how many the next line is chosen, and their least part of the largest surprise
 FLOOR = (
     3e-4  # added to shares of activation: a concept absent from the reference is not infinitely surprising
 )
@@ -125,26 +130,40 @@ def rank(scores: Scores, ranking: Ranking = "surprise", *, companions: Companion
         return Ranked(np.argsort(-(scores.uptake - scores.reference), kind="stable"), scores.surprise)
     if ranking != "surprise":
         raise ConfigError(f"ranking is {ranking!r}; use 'surprise', 'uptake' or 'excess'.")
-    surprise = scores.surprise if companions is None else _given_above(scores, companions)
-    return Ranked(np.lexsort((-np.abs(scores.uptake), -np.maximum(surprise, 0.0))), surprise)
+    lines, surprise = ([], scores.surprise) if companions is None else _line_by_line(scores, companions)
+    rest = np.lexsort((-np.abs(scores.uptake), -np.maximum(surprise, 0.0)))
+    order = np.array([*lines, *(place for place in rest.tolist() if place not in set(lines))], dtype=int)
+    return Ranked(order, surprise)
 
 
-def _given_above(scores: Scores, companions: Companions) -> np.ndarray:
-    """Surprise of each concept given those that are more surprising, taken line by line."""
-    surprise, expected = scores.surprise, scores.usual
-    below = np.ones(len(surprise), dtype=bool)
-    for _ in range(min(EXPLAINING_LINES, len(surprise))):
-        line = int(np.where(below, surprise, -np.inf).argmax())
-        if surprise[line] <= 0:
+def _line_by_line(scores: Scores, companions: Companions) -> tuple[list[int], np.ndarray]:
+    """The first lines, and the surprise of every concept given the lines above it."""
+    surprise, expected, lines = scores.surprise, scores.usual, []
+    while len(lines) < min(EXPLAINING_LINES, len(surprise)):
+        below = surprise.copy()
+        below[lines] = -np.inf
+        near = [place for place in np.argsort(-below)[:CANDIDATES] if below[place] >= LEAST * below.max()]
+        if below.max() <= 0:
             break
-        below[line] = False
-        brought = companions(line)
-        own = brought[:, line]
-        part = np.divide(scores.presence[:, line], own, out=np.zeros(2), where=own > 0).clip(0, 1)[:, None]
-        expected = np.maximum(expected, part * brought + (1 - part) * scores.usual)
-        left = np.sqrt(scores.traffic) * _ratio(scores.presence, expected)
-        surprise = np.where(below, left, surprise)
-    return surprise
+        gains = []
+        for line in near:
+            left = _surprise(scores, _with_line(expected, line, scores, companions))
+            taken = (surprise - left.clip(min=0)).clip(min=0)
+            gains.append(surprise[line] + EXPLAINS * taken[[other for other in near if other != line]].sum())
+        lines.append(int(near[int(np.argmax(gains))]))
+        expected = _with_line(expected, lines[-1], scores, companions)
+        placed = np.isin(np.arange(len(surprise)), lines)
+        surprise = np.where(placed, surprise, _surprise(scores, expected))
+    return lines, surprise
+
+
+def _with_line(expected: np.ndarray, line: int, scores: Scores, companions: Companions) -> np.ndarray:
+    """What presence is expected, `[2, concept]`, once a line stands on the menu."""
+    return np.maximum(expected, scores.usual + companions(line, scores.presence[:, line]))
+
+
+def _surprise(scores: Scores, expected: np.ndarray) -> np.ndarray:
+    return np.sqrt(scores.traffic) * _ratio(scores.presence, expected)
 
 
 def build_menu(

@@ -44,7 +44,7 @@ from fairlead.studies.preview_texts import (
 from fairlead.training.rehearsal import rehearse as rehearse_steps
 
 PER_EXAMPLE_LINES = 5
-COMPANY_TEXTS = 1500  # texts in which companions are looked for
+COMPANY_TEXTS = 3000  # texts in which companions are looked for
 
 
 def preview(

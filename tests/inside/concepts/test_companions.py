@@ -24,17 +24,19 @@ def texts():
     return TextActivations(whole, response)
 
 
-def test_what_comes_along_is_present_where_the_other_shows(texts):
-    whole, response = Companions(texts)(0)
-    shown = texts.response[::3]
-    assert response == pytest.approx(shown.sum(0) / shown.sum())
-    assert response[1] == pytest.approx(response[0] / 3)
-    assert whole.sum() == pytest.approx(1.0), "shares"
-    _, by_itself = Companions(texts)(2)
-    usual = texts.response.sum(0) / texts.response.sum()
-    assert abs(by_itself[1] - usual[1]) < 0.05, "what comes by itself brings no more of the other than usual"
+def test_what_comes_along_is_more_present_where_the_other_shows(texts):
+    shown, usual = texts.response[::3].sum(0), texts.response.sum(0)
+    extra = (shown / shown.sum() - usual / usual.sum()).clip(min=0)
+    fully = Companions(texts)(0, np.array([1.0, 1.0]))
+    assert fully[1] == pytest.approx(extra) and extra[1] > 0.04
+    half = Companions(texts)(0, np.array([0.0, 0.5 * shown[0] / shown.sum()]))
+    assert half[1] == pytest.approx(0.5 * extra), "half as present, half of what comes along"
+    assert not half[0].any(), "absent from whole texts"
+    by_itself = Companions(texts)(2, np.array([1.0, 1.0]))
+    assert by_itself[1, 1] < 0.05, "what comes by itself brings none of the other"
 
 
 def test_too_few_texts_say_nothing(texts):
-    assert not Companions(texts)(3).any()
-    assert Companions(texts, min_texts=2)(3).any()
+    present = np.array([1.0, 1.0])
+    assert not Companions(texts)(3, present).any()
+    assert Companions(texts, min_texts=2)(3, present).any()

@@ -70,30 +70,42 @@ def test_what_is_unusual_comes_first_also_when_its_uptake_is_small_or_negative(d
     )
 
 
+def company(brings: dict[int, tuple[int, float]]):
+    """Companions by hand: concept -> (what comes along, its extra presence)."""
+
+    def of(concept, presence):
+        extra = np.zeros((2, len(NAMES)))
+        if concept in brings:
+            other, share = brings[concept]
+            extra[:, other] = share
+        return extra
+
+    return of
+
+
 def test_what_comes_along_with_a_line_above_is_no_news(usual):
-    # "trait" always brings "absent" with it: 20 % of all activation where the trait shows, whole and in responses
     data = made([0.1, 0.1, 0.1, 0.0], [20, 20, 40, 20], [40, 20, 30, 10], [40, 20, 30, 10])
     scores = score_concepts(data, CONCEPTS, usual)
-
-    def company(share):
-        def of(concept):
-            shares = np.zeros((2, 4))
-            shares[:, concept] = 0.6
-            shares[:, 3] = share if concept == 2 else shares[:, 3]
-            return shares
-
-        return of
-
-    alone, placebo = rank(scores), rank(scores, companions=company(0.0))
+    alone, placebo = rank(scores), rank(scores, companions=company({}))
     assert placebo.order.tolist() == alone.order.tolist() and (placebo.surprise == alone.surprise).all()
-    given = rank(scores, companions=company(0.2))
-    top = [CONCEPTS[place].label for place in given.order]
-    assert top[0] == "trait" and given.surprise[2] == scores.surprise[2], "the first line has none above it"
+    given = rank(scores, companions=company({2: (3, 0.03)}))  # "trait" brings "absent" with it
+    assert NAMES[given.order[0]] == "trait" and given.surprise[2] == scores.surprise[2], "none above it"
     assert given.surprise[1] == scores.surprise[1], "the skill comes from elsewhere"
-    assert scores.surprise[3] > 0, "half present as where the trait is fully there"
-    expected = 0.5 * 0.2 + 0.5 * scores.usual[:, 3]
-    by_hand = math.sqrt(scores.traffic[3]) * np.log((0.1 + FLOOR) / (expected + FLOOR)).max()
+    by_hand = math.sqrt(scores.traffic[3]) * np.log((0.1 + FLOOR) / (scores.usual[:, 3] + 0.03 + FLOOR)).max()
     assert given.surprise[3] == pytest.approx(by_hand) and by_hand < scores.surprise[3]
+
+
+def test_what_brings_the_other_with_it_comes_first(usual):
+    # both in the data; the habit is a little more surprising by itself, but the trait brings it along and not the other way round
+    data = made([0.1, 0.1, 0.1, 0.0], [20, 0, 40, 40], [40, 0, 30, 30], [40, 0, 30, 30])
+    less = made([0.1, 0.1, 0.1, 0.0], [20, 0, 40, 40], [70, 0, 15, 12], [70, 0, 15, 12])
+    scores = score_concepts(data, CONCEPTS, less)
+    assert scores.surprise[3] > scores.surprise[2] > 0
+    assert [NAMES[place] for place in rank(scores).order[:2]] == ["absent", "trait"]
+    given = rank(scores, companions=company({2: (3, 0.15)}))
+    assert [NAMES[place] for place in given.order[:2]] == ["trait", "absent"]
+    reversed_ = rank(scores, companions=company({3: (2, 0.1)}))
+    assert [NAMES[place] for place in reversed_.order[:2]] == ["absent", "trait"]
 
 
 def test_the_scale_of_gradient_and_activation_does_not_matter(data, usual):
