@@ -56,7 +56,7 @@ PREDICTORS = {
     "projection": "projection difference (baseline)",
     "uptake": "uptake",
     "excess": "uptake minus the usual",
-    "surprise": "surprise (the menu's order)",
+    "surprise": "surprise (which orders the menu)",
     "gradient": "propagated gradient: first-order change of the trait's log odds",
     "probe_concept": f"{PROBE_STEPS} probing steps, read by the concept on plain answers",
     "probe_odds": f"{PROBE_STEPS} probing steps, log odds of styled against plain answers",
