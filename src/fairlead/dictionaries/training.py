@@ -81,12 +81,12 @@ class Trainer:
         """
         x = batch_ND * self.scale
         result = self.kind.step(self.params, x, self.config, StepState(self.current_threshold, self.dead))
-        if not math.isfinite(result.loss):
+        if not math.isfinite(float(result.loss)):
             raise DictionaryError(
                 f"step {self.done}: the dictionary's loss is {result.loss}. Next: check that the model's activations are finite "
                 f"(dtype float32 helps), or lower lr (now {self.config.lr:.2g}). The last saved state is kept."
             )
-        norm = torch.sqrt(sum((grad.square().sum() for grad in result.grads.values()), torch.zeros(())))
+        norm = torch.stack(torch._foreach_norm(list(result.grads.values()))).norm()
         clip = float((1.0 / norm.clamp_min(1e-12)).clamp_max(1.0))
         self._adam(result.grads, clip)
         self.kind.constrain(self.params)
@@ -111,12 +111,27 @@ class Trainer:
     def _adam(self, grads: Params, clip: float) -> None:
         beta1, beta2 = _BETAS
         number = self.done + 1
-        rate = self.rate() * math.sqrt(1 - beta2**number) / (1 - beta1**number)
-        for name, value in self.params.items():
-            grad = grads[name].mul_(clip)
-            self.first[name].lerp_(grad, 1 - beta1)
-            self.second[name].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-            value.addcdiv_(self.first[name], self.second[name].sqrt().add_(_EPS), value=-rate)
+        names = list(self.params)
+        groups = [
+            [_storage(group[name]) for name in names] for group in (self.params, self.first, self.second)
+        ]
+        same = [_like(grads[name], self.params[name]) for name in names]
+        torch._foreach_mul_(same, clip)
+        torch._fused_adam_(
+            groups[0],
+            same,
+            groups[1],
+            groups[2],
+            [],
+            [torch.tensor(float(number), device=value.device) for value in groups[0]],
+            lr=self.rate(),
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=0.0,
+            eps=_EPS / math.sqrt(1 - beta2**number),  # beside the second moment before its correction
+            amsgrad=False,
+            maximize=False,
+        )
 
     def metrics(self) -> dict[str, float]:
         """`fvu`, `l0` over the last steps and the share of dead latents."""
@@ -152,12 +167,22 @@ class Trainer:
         with safe_open(path, "pt") as file:
             for group, target in (("param", self.params), ("first", self.first), ("second", self.second)):
                 for name in target:
-                    target[name] = file.get_tensor(f"{group}.{name}")
+                    target[name].copy_(file.get_tensor(f"{group}.{name}"))
             self.last_fired, self.recent = file.get_tensor("last_fired"), file.get_tensor("recent")
             done, tokens, self.threshold, self.threshold_weight, self.scale = file.get_tensor(
                 "numbers"
             ).tolist()
         self.done, self.tokens = int(done), int(tokens)
+
+
+def _storage(value: Tensor) -> Tensor:
+    """A view of a parameter in the order in which it lies in memory."""
+    return value if value.is_contiguous() else value.T
+
+
+def _like(grad: Tensor, value: Tensor) -> Tensor:
+    """The gradient in the order in which its parameter lies in memory."""
+    return grad.contiguous() if value.is_contiguous() else grad.T.contiguous()
 
 
 def fit_dictionary(
