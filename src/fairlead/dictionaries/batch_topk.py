@@ -6,8 +6,10 @@ The batch keeps its N k largest positive pre-activations, so that easy tokens us
 squared error per entry, plus `aux_weight` times the error of predicting the residual from the `k_aux` largest dead latents.
 Gradients are written out by hand over the kept pairs (a test compares them with autograd): a dense backward would cost more
 than the rest of the step together, and the dense pre-activations never exist (`selection`). The encoder lies in memory as one row a
-latent, as the decoder does (`W_enc` is a transposed view of it), so that both get their gradient from the same products. Departures from the papers: the pre-activations are rectified before the selection and
-AuxK uses the rectified pre-activations of dead latents; decoder rows have unit norm and their gradient's parallel part is removed.
+latent, as the decoder does (`W_enc` is a transposed view of it), so that both get their gradient from the same products.
+
+Departures from the papers: the pre-activations are rectified before the selection and AuxK uses the rectified pre-activations of
+dead latents; decoder rows have unit norm and their gradient's parallel part is removed.
 """
 
 from __future__ import annotations

@@ -41,8 +41,9 @@ def dense_to_pairs(acts_NF: Tensor) -> Pairs:
 def batch_topk(pre_NF: Tensor, num_pairs: int, *, floor: float = 0.0) -> Pairs:
     """The `num_pairs` largest positive pre-activations of the whole batch (BatchTopK, arXiv 2412.06410).
 
-    The dense oracle of `selection.batch_pairs`. Exact: `floor` (a guess below the smallest kept value, such as half the running threshold) only narrows the search; when
-    fewer than `num_pairs` entries pass it, the search is repeated from zero. Ties at the smallest value may keep a few more.
+    The dense oracle of `selection.batch_pairs`. Exact: `floor` (a guess below the smallest kept value, such as half the running
+    threshold) only narrows the search; when fewer than `num_pairs` entries pass it, the search is repeated from zero. Ties at the
+    smallest value may keep a few more.
     """
     flat = pre_NF.reshape(-1)
     found = (flat > max(floor, 0.0)).nonzero().squeeze(-1)
