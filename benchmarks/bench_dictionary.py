@@ -121,7 +121,6 @@ def arms_of(options: argparse.Namespace) -> dict[str, tuple[str, str, str, dict[
         python = options.saelens_python
         found["SAELens, defaults"] = (python, "saelens", "batch_topk", {})
         found["SAELens, autocast"] = (python, "saelens", "batch_topk", {"autocast": True})
-        found["SAELens, sparse"] = (python, "saelens", "batch_topk", {"sparse": True})
         if options.compiled:
             found["SAELens, compiled autocast"] = (python, "saelens", "batch_topk", COMPILED)
     if options.sparsify_python:
@@ -129,7 +128,6 @@ def arms_of(options: argparse.Namespace) -> dict[str, tuple[str, str, str, dict[
         found["sparsify, TopK"] = (options.sparsify_python, "sparsify", "topk", {})
         if options.saelens_python:
             found["SAELens, TopK"] = (options.saelens_python, "saelens", "topk", {})
-            found["SAELens, TopK sparse"] = (options.saelens_python, "saelens", "topk", {"sparse": True})
     return {name: arm for name, arm in found.items() if not options.only or options.only in name}
 
 

@@ -81,7 +81,7 @@ class Fairlead(Arm):
         super().__init__(spec)
         from fairlead.data import Encoded, Row
         from fairlead.dictionaries import DictionaryConfig, find_kind
-        from fairlead.dictionaries.training import Trainer
+        from fairlead.dictionaries.trainer import Trainer
         from fairlead.models import load_model
 
         torch.set_grad_enabled(False)

@@ -7,11 +7,17 @@ from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.dictionary import Dictionary, load_dictionary
 from fairlead.dictionaries.evaluation import evaluate_dictionary, outside_span, token_loss
 from fairlead.dictionaries.kinds import find_kind, register_kind
-from fairlead.dictionaries.training import fit_dictionary, train_dictionary
+from fairlead.dictionaries.training import (
+    DictionarySpec,
+    fit_dictionary,
+    train_dictionaries,
+    train_dictionary,
+)
 
 __all__ = [
     "Dictionary",
     "DictionaryConfig",
+    "DictionarySpec",
     "evaluate_dictionary",
     "find_kind",
     "fit_dictionary",
@@ -19,6 +25,7 @@ __all__ = [
     "outside_span",
     "register_kind",
     "token_loss",
+    "train_dictionaries",
     "train_dictionary",
 ]
 del _batch_topk, _matryoshka, _topk

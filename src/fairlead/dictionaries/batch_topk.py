@@ -83,10 +83,11 @@ class Reconstruction(NamedTuple):
 class BatchTopK:
     """The `batch_topk` kind."""
 
+    trains_together = True
+
     def select(self, encoder: Encoder, config: DictionaryConfig, state: StepState) -> Selected:
         """The batch's `N k` largest positive pre-activations; the inference threshold follows the smallest."""
-        num = encoder.centred_ND.shape[0] * config.k
-        pairs = batch_pairs(encoder, num)
+        pairs = batch_pairs(encoder, encoder.centred_ND.shape[0] * config.k, together=state.together)
         return Selected(pairs, float(pairs.value.min()) if pairs.value.numel() else 0.0)
 
     def reconstruct(

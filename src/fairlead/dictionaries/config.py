@@ -34,6 +34,8 @@ class DictionaryConfig(Config):
         prefixes: Shares of d_dict that have to reconstruct by themselves (kind "matryoshka" only).
         precision: Type in which active latents are looked for: "float32", "bfloat16" (those found are computed again in float32, and
             the search is repeated in float32 where rounding could have hidden one), or "auto": bfloat16 where it is much faster here.
+        prefetch: Whether a thread harvests the next chunk while the dictionary trains; None: where there is a second core or a GPU.
+        spike: A batch whose loss is this many times the usual one, or not finite, is passed over.
         checkpoint_every: Steps between saved states.
         seed: Order of the tokens and the initial decoder.
     """
@@ -55,6 +57,8 @@ class DictionaryConfig(Config):
     threshold_rate: float = Field(default=0.01, gt=0, le=1)
     prefixes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    prefetch: bool | None = None
+    spike: float = Field(default=20.0, gt=1)
     checkpoint_every: int = Field(default=200, ge=1)
     seed: int = 0
 

@@ -23,10 +23,12 @@ class StepState(NamedTuple):
     Attributes:
         threshold: Moving average of the smallest kept activation; 0 before it starts.
         dead: `[d_dict]` bool: latents that have not fired within the dead window.
+        together: Whether other processes hold the rest of the batch; kinds with `trains_together = True` select over all of it.
     """
 
     threshold: float
     dead: Tensor
+    together: bool = False
 
 
 class StepResult(NamedTuple):

@@ -12,7 +12,7 @@ gap between what is kept and what was screened out, else the search is made agai
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairlead.core.processes import gather
 from fairlead.dictionaries.sparse import Pairs, gather_dot
 
 _BLOCK_ENTRIES = 1 << 21  # pre-activations in memory at once on a CPU
@@ -104,32 +105,57 @@ def screening_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-def batch_pairs(encoder: Encoder, num_pairs: int) -> Pairs:
+def batch_pairs(encoder: Encoder, num_pairs: int, *, together: bool = False) -> Pairs:
     """The `num_pairs` largest positive pre-activations of the batch (BatchTopK, arXiv 2412.06410).
 
     Equals `sparse.batch_topk` on the dense pre-activations up to the rounding of float32; ties at the smallest value may keep a
     few more. The floor is a guess from some tokens, lowered where it was too high.
+
+    Args:
+        together: The batch is spread over the processes: of all their entries, the largest of the sum of their `num_pairs` are kept.
     """
+    everyone = gather if together else _alone
     num_tokens = encoder.centred_ND.shape[0]
     sample = min(num_tokens, max(_SAMPLE_TOKENS[0], min(num_tokens // 16, _SAMPLE_TOKENS[1])))
-    guess = sampled_cut(encoder, num_pairs / num_tokens, num_tokens=sample)
+    guess = min(everyone(sampled_cut(encoder, num_pairs / max(1, num_tokens), num_tokens=sample)))
+    num_pairs = sum(everyone(num_pairs))
     for floor in (0.9 * guess, 0.7 * guess, 0.0):
         found = above(encoder, floor)
-        if found.value.numel() >= num_pairs or floor == 0.0:
+        num_found = sum(everyone(found.value.numel()))
+        if num_found >= num_pairs or floor == 0.0:
             break
     if encoder.screen == torch.float32:
-        return _kept(found, cut_of(found.value, num_pairs), encoder)
-    if floor == 0.0 and found.value.numel() <= 2 * num_pairs:  # rounding decides what is positive
-        return batch_pairs(encoder.exact(), num_pairs)
-    low = cut_of(found.value, num_pairs)
-    border = low - _slack(low)
-    near = where(_at_least(found.value, torch.tensor(max(border, 0.0))))
-    close = Candidates(found.token[near], found.latent[near], found.value[near])
-    value = encoder.values(close)
-    cut = cut_of(value, num_pairs)
-    if cut < max(border, floor) + _worst(value, close.value) * _slack(cut):
-        return batch_pairs(encoder.exact(), num_pairs)
-    return _kept(close._replace(value=value), cut, encoder)
+        return _kept(found, _cut_of_all(found.value, num_pairs, everyone), encoder)
+    close, cut, sure = found, 0.0, False
+    if floor > 0.0 or num_found > 2 * num_pairs:  # else rounding decides what is positive
+        low = _cut_of_all(found.value, num_pairs, everyone)
+        border = low - _slack(low)
+        near = where(_at_least(found.value, torch.tensor(max(border, 0.0))))
+        close = Candidates(found.token[near], found.latent[near], found.value[near])
+        value = encoder.values(close)
+        cut = _cut_of_all(value, num_pairs, everyone)
+        worst = max(everyone(_worst(value, close.value)))
+        sure = cut >= max(border, floor) + worst * _slack(cut)
+        close = close._replace(value=value)
+    if not sure:
+        return _kept_exactly(encoder, num_pairs, everyone)
+    return _kept(close, cut, encoder)
+
+
+def _kept_exactly(encoder: Encoder, num_pairs: int, everyone: Callable[[Any], list[Any]]) -> Pairs:
+    """The selection made in float32 from zero on; rare."""
+    found = above(encoder.exact(), 0.0)
+    return _kept(found, _cut_of_all(found.value, num_pairs, everyone), encoder)
+
+
+def _alone(value: Any) -> list[Any]:
+    return [value]
+
+
+def _cut_of_all(value: Tensor, num: int, everyone: Callable[[Any], list[Any]]) -> float:
+    """The `num`-th largest value of all processes."""
+    parts = everyone(value)
+    return cut_of(value if len(parts) == 1 else torch.cat([part.to(value.device) for part in parts]), num)
 
 
 def row_pairs(encoder: Encoder, k: int) -> Pairs:

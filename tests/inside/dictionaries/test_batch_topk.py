@@ -22,7 +22,7 @@ from fairlead.dictionaries.sparse import (
     transpose,
     transposed_product,
 )
-from fairlead.dictionaries.training import Trainer
+from fairlead.dictionaries.trainer import Trainer
 
 
 def planted(
