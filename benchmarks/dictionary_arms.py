@@ -169,6 +169,7 @@ class SAELens(Arm):
             lr_warm_up_steps=spec["warmup_steps"],
             lr_decay_steps=spec["decay_steps"],
             n_batches_for_norm_estimate=4,
+            n_batches_in_buffer=spec["buffer_tokens"] // (self.tokens.shape[1] - 1),
             output_path=None,
             checkpoint_path=None,
             logger=LoggingConfig(log_to_wandb=False),

@@ -98,6 +98,11 @@ class ActivationStore:
                 self._start.append(place)
                 place += self.lengths[row]
 
+    @staticmethod
+    def is_one(folder: str | Path) -> bool:
+        """Whether a store lies in this folder."""
+        return (Path(folder) / INDEX_FILE).is_file()
+
     @property
     def num_tokens(self) -> int:
         """Tokens of all texts."""
@@ -164,10 +169,10 @@ class ActivationStore:
 
         def begin() -> None:
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / INDEX_FILE, index)
+            if not (folder / INDEX_FILE).is_file():
+                write_json(folder / INDEX_FILE, index)
 
-        if not (folder / INDEX_FILE).is_file():
-            on_first(begin) if together else begin()
+        on_first(begin) if together else begin()
         shards = [_Shard(*shard) for shard in index["shards"]]
         _harvest_shards(
             model, encoded, names, folder, share_of(shards) if together else shards, batch_size=batch_size

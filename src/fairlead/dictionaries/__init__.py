@@ -9,6 +9,7 @@ from fairlead.dictionaries.evaluation import evaluate_dictionary, outside_span, 
 from fairlead.dictionaries.kinds import find_kind, register_kind
 from fairlead.dictionaries.training import (
     DictionarySpec,
+    combine_specs,
     fit_dictionary,
     train_dictionaries,
     train_dictionary,
@@ -18,6 +19,7 @@ __all__ = [
     "Dictionary",
     "DictionaryConfig",
     "DictionarySpec",
+    "combine_specs",
     "evaluate_dictionary",
     "find_kind",
     "fit_dictionary",

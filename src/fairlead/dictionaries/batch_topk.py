@@ -95,7 +95,7 @@ class BatchTopK:
     ) -> Reconstruction:
         """Squared error per entry of the reconstruction, and its gradient."""
         error_ND = decode(pairs, w_dec).sub_(centred_ND)
-        part = Part(pairs, error_ND * (2.0 / error_ND.numel()), 0, w_dec.shape[0])
+        part = Part(pairs, error_ND * (2.0 / max(1, error_ND.numel())), 0, w_dec.shape[0])
         return Reconstruction(error_ND.square().mean(), error_ND, (part,))
 
     def start(self, x_ND: Tensor, config: DictionaryConfig, generator: torch.Generator) -> Params:
@@ -179,7 +179,7 @@ class BatchTopK:
             acts = torch.addmm(asleep.bias_F, asleep.centred_ND, asleep.weight_FD.T).relu_()
         rows = params["W_dec"][index]
         miss_ND = torch.addmm(error_ND, acts, rows)  # predicted residual minus residual; residual = -error
-        out_ND = miss_ND * (2.0 * config.aux_weight / miss_ND.numel())
+        out_ND = miss_ND * (2.0 * config.aux_weight / max(1, miss_ND.numel()))
         acts_grad = (out_ND @ rows.T).mul_(acts > 0)
         bias_grad = acts_grad.sum(0)
         grads["W_dec"][index] += acts.T @ out_ND

@@ -47,7 +47,7 @@ class MatryoshkaBatchTopK(BatchTopK):
         # a shard takes part in its own prefix and in all longer ones: their gradients add up from the last
         parts, out_ND = [], errors[-1].new_zeros(errors[-1].shape)
         for (shard, start, end), error in zip(reversed(shards), reversed(errors), strict=True):
-            out_ND = out_ND + error * (2.0 / (error.numel() * len(ends)))
+            out_ND = out_ND + error * (2.0 / (max(1, error.numel()) * len(ends)))
             parts.append(Part(shard, out_ND, start, end))
         return Reconstruction(loss, error_ND, tuple(reversed(parts)))
 

@@ -71,7 +71,7 @@ class Encoder(NamedTuple):
         """First token and pre-activations `[n, F]` of each block; the buffer is used again for the next."""
         num, width = self.centred_ND.shape[0], self.weight_FD.shape[0]
         entries = _BLOCK_ENTRIES_CUDA if self.centred_ND.is_cuda else _BLOCK_ENTRIES
-        size = min(num, max(16, entries // width))
+        size = max(1, min(num, max(16, entries // width)))
         x, weight, bias = (part.to(self.screen) for part in (self.centred_ND, self.weight_FD.T, self.bias_F))
         buffer = torch.empty(size, width, dtype=self.screen, device=x.device)
         for start in range(0, num, size):
@@ -117,7 +117,8 @@ def batch_pairs(encoder: Encoder, num_pairs: int, *, together: bool = False) -> 
     everyone = gather if together else _alone
     num_tokens = encoder.centred_ND.shape[0]
     sample = min(num_tokens, max(_SAMPLE_TOKENS[0], min(num_tokens // 16, _SAMPLE_TOKENS[1])))
-    guess = min(everyone(sampled_cut(encoder, num_pairs / max(1, num_tokens), num_tokens=sample)))
+    guess = sampled_cut(encoder, num_pairs / max(1, num_tokens), num_tokens=sample)
+    guess = sum(everyone(guess * num_tokens)) / max(1, sum(everyone(num_tokens)))
     num_pairs = sum(everyone(num_pairs))
     for floor in (0.9 * guess, 0.7 * guess, 0.0):
         found = above(encoder, floor)
@@ -168,9 +169,9 @@ def row_pairs(encoder: Encoder, k: int) -> Pairs:
     width = encoder.weight_FD.shape[0]
     group = min(16, width // (4 * k))
     num = encoder.centred_ND.shape[0]
-    if group < 2 or encoder.centred_ND.is_cuda:
+    if group < 2 or num == 0 or encoder.centred_ND.is_cuda:
         return _dense_row_pairs(encoder.exact(), k)
-    floors, parts = [], []
+    floors, parts = [], [_no_candidates(encoder)]
     for start, pre in encoder.blocks():
         most = pre[:, : width // group * group].view(pre.shape[0], group, -1).amax(1)
         bound = most.float().topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
@@ -199,7 +200,7 @@ def row_pairs(encoder: Encoder, k: int) -> Pairs:
 
 
 def _dense_row_pairs(encoder: Encoder, k: int) -> Pairs:
-    parts = []
+    parts = [_no_candidates(encoder)]
     for start, pre in encoder.blocks():
         value, latent = pre.topk(k, dim=-1)
         token, rank = (value > 0).nonzero(as_tuple=True)
@@ -212,7 +213,7 @@ def above(encoder: Encoder, floor: float) -> Candidates:
     """All entries from a floor on; from just above zero where the floor is zero."""
     width = encoder.weight_FD.shape[0]
     lowest = torch.tensor(max(floor, torch.finfo(torch.float32).tiny))
-    parts = []
+    parts = [_no_candidates(encoder)]
     for start, pre in encoder.blocks():
         index = where(_at_least(pre, lowest.to(pre)))
         parts.append(_split(index, width, start, pre))
@@ -222,7 +223,7 @@ def above(encoder: Encoder, floor: float) -> Candidates:
 def sampled_cut(encoder: Encoder, per_token: float, *, num_tokens: int) -> float:
     """The pre-activation above which `per_token` latents a token are, on the first tokens of the batch; 0 where fewer are positive."""
     few = encoder.exact()._replace(centred_ND=encoder.centred_ND[:num_tokens])
-    value = torch.cat([pre.reshape(-1).clone() for _, pre in few.blocks()])
+    value = torch.cat([few.bias_F[:0], *(pre.reshape(-1).clone() for _, pre in few.blocks())])
     return max(cut_of(value, max(1, round(per_token * few.centred_ND.shape[0]))), 0.0)
 
 
@@ -253,6 +254,12 @@ def _at_least(pre: Tensor, bound: Tensor) -> Tensor:
     if pre.dtype == torch.bfloat16:
         pre, bound = pre.view(torch.int16), bound.view(torch.int16)
     return torch.from_numpy(np.greater_equal(pre.numpy(), bound.numpy()))
+
+
+def _no_candidates(encoder: Encoder) -> tuple[Tensor, Tensor, Tensor]:
+    """Where a process holds no token of a batch, nothing else is found."""
+    none = torch.zeros(0, dtype=torch.long, device=encoder.bias_F.device)
+    return none, none, encoder.bias_F[:0]
 
 
 def _split(index: Tensor, width: int, start: int, pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -171,6 +171,10 @@ class Trainer:
         share = torch.tensor([row[3]], dtype=torch.float64)
         whole = float(add_up(share.clone()))
         weight = row[3] / whole
+        if not row[3]:  # none of the batch's tokens is here
+            loss, row = 0.0, [0.0] * 4
+            for grad in grads.values():
+                grad.zero_()
         flat = add_up(torch.cat([grad.reshape(-1) * weight for grad in grads.values()]))
         for grad, part in zip(
             grads.values(), flat.split([grad.numel() for grad in grads.values()]), strict=True
@@ -188,8 +192,9 @@ class Trainer:
         sums = add_up(sums)
         mean = sums[4 : 4 + x.shape[1]] / whole
         variance = float(sums[3]) - whole * float(mean.square().sum())
+        least = min(gather(least if row[2] else math.inf))
         row = [float(sums[1]), variance, float(sums[2]), whole]
-        return float(sums[0]), min(gather(least)), row, sums[4 + x.shape[1] :] > 0
+        return float(sums[0]), least if math.isfinite(least) else 0.0, row, sums[4 + x.shape[1] :] > 0
 
     @property
     def current_threshold(self) -> float:

@@ -8,6 +8,7 @@ share of the texts and takes its tokens of every batch, and the first one writes
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,6 +48,27 @@ class DictionarySpec(NamedTuple):
     name: str
     site: Site | str | None = None
     config: DictionaryConfig | None = None
+
+
+def combine_specs(
+    model: Model,
+    config: DictionaryConfig,
+    *,
+    sites: Sequence[Site | str] = (),
+    widths: Sequence[int] = (),
+    ks: Sequence[int] = (),
+    kinds: Sequence[str] = (),
+) -> list[DictionarySpec]:
+    """Every combination of what is given; what is not stays as `config` (the model's default site) has it.
+
+    A name says all four (`layers.3.resid_post-batch_topk-l1536-k24`), so that it stays the same when more are asked for.
+    """
+    found = []
+    for site in sites or [model.default_site()]:
+        for kind, width, k in product(kinds or [config.kind], widths or [config.d_dict], ks or [config.k]):
+            own = config.model_copy(update={"kind": kind, "d_dict": width, "k": k}).sized(model.d_model)
+            found.append(DictionarySpec(f"{Site.parse(site)}-{kind}-l{own.d_dict}-k{own.k}", site, own))
+    return found
 
 
 def fit_dictionary(
