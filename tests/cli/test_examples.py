@@ -23,6 +23,7 @@ ORDER = [
     "organism data",
     "spec check",
     "dict train",
+    "dict harvest",
     "dict evaluate",
     "concepts",
     "preview",

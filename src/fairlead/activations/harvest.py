@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fairlead.core.errors import ConfigError
 from fairlead.core.site import Site
-from fairlead.data import Encoded, iter_batches
+from fairlead.data import Encoded, collate, iter_batches
 
 if TYPE_CHECKING:
     from fairlead.models import Model
@@ -64,6 +64,35 @@ def iter_activations(
         mask = batch.loss_mask if tokens == "response" else batch.attention_mask.bool()
         row, position = mask.nonzero(as_tuple=True)
         yield Activations(acts[row.to(acts.device), position.to(acts.device)], batch.index[row], position)
+
+
+class SiteActivations(NamedTuple):
+    """Activations of a batch of texts at several sites.
+
+    Attributes:
+        acts: Site as asked for to `[batch, seq, d]`, padded on the right; tensors of the forward pass, not copies.
+        index: `[batch]` long, index of each row in the data.
+        lengths: Tokens of each row.
+    """
+
+    acts: dict[str, Tensor]
+    index: Tensor
+    lengths: tuple[int, ...]
+
+
+def iter_site_activations(
+    model: Model, encoded: Sequence[Encoded], sites: Sequence[str | Site], *, batch_size: int = 32
+) -> Iterator[SiteActivations]:
+    """Activations of texts at several sites, in the order of the texts, one forward pass a batch that ends at the deepest site.
+
+    Raises:
+        SiteError: No such site.
+    """
+    for start in range(0, len(encoded), batch_size):
+        rows = encoded[start : start + batch_size]
+        batch = collate(rows, pad_id=model.pad_id)
+        found = model.capture(batch, sites)
+        yield SiteActivations(found, batch.index, tuple(len(row) for row in rows))
 
 
 def check_tokens(tokens: str) -> None:

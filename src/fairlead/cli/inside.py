@@ -1,4 +1,4 @@
-"""Look inside a model: `dict train`, `dict evaluate`, `concepts`."""
+"""Look inside a model: `dict train`, `dict harvest`, `dict evaluate`, `concepts`."""
 
 from __future__ import annotations
 
@@ -45,20 +45,23 @@ def dict_train(
     data: DataName,
     *,
     site: Annotated[
-        str | None, typer.Option(help="Where, e.g. layers.3.resid_post; the middle by default.")
-    ] = None,
-    tokens: Annotated[
-        int | None, typer.Option(min=1000, help="Tokens to train on, repetitions included.")
+        list[str] | None,
+        typer.Option(
+            help="Where, e.g. layers.3.resid_post; the middle by default. Repeatable, as are the next three."
+        ),
     ] = None,
     latents: Annotated[
-        int | None, typer.Option(min=2, help="Latents; 8 times the model's width by default.")
+        list[int] | None, typer.Option(min=2, help="Latents; 8 times the model's width by default.")
     ] = None,
-    k: Annotated[int | None, typer.Option(min=1, help="Active latents a token.")] = None,
+    k: Annotated[list[int] | None, typer.Option(min=1, help="Active latents a token.")] = None,
     kind: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="batch_topk (default), topk, or matryoshka (nested: general latents stay general)."
         ),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1000, help="Tokens to train on, repetitions included.")
     ] = None,
     max_examples: MaxExamples = None,
     max_length: MaxLength = None,
@@ -69,40 +72,106 @@ def dict_train(
     as_json: AsJson = False,
     config: ConfigFile = None,
 ) -> None:
-    """Train a dictionary (sparse autoencoder) on a model's activations; interrupted, the same command goes on.
+    """Train dictionaries (sparse autoencoders) on a model's activations; interrupted, the same command goes on.
 
-    JSON: `site`, `d_model`, `d_dict`, `metrics` (fvu, l0, dead).
+    Given several sites, widths, k or kinds, every combination is trained from one pass over the model, each in a folder of its own in the
+    run folder. DATA may be a folder that `fairlead dict harvest` wrote. Under torchrun the processes train together.
+
+    JSON: `dictionaries`: for each `folder`, `site`, `d_model`, `d_dict`, `metrics` (fvu, l0, dead); of a single one also at the top.
 
     Example:
 
         fairlead dict train organism:pocket task/data.jsonl --tokens 10000 --latents 256 --out runs/dictionary
+
+        fairlead dict train organism:pocket task/data.jsonl --tokens 2000 --latents 64 --k 4 --k 8 --out runs/two-dictionaries
     """
     from fairlead.cli.show import show_facts
-    from fairlead.data import load_data
-    from fairlead.dictionaries import DictionaryConfig, train_dictionary
+    from fairlead.core.processes import is_first, join, num_processes, on_first
     from fairlead.models import load_model
+    from fairlead.studies.dictionaries import train_several
 
-    folder = run_folder(out, "dictionary")
-    settings = DictionaryConfig.make(num_tokens=tokens, d_dict=latents, k=k, kind=kind, seed=seed)
+    join()
+    several = max(len(each or ()) for each in (site, latents, k, kind)) > 1
+    mark = "dictionaries.json" if several else ""
+    folder = on_first(lambda: run_folder(out, "dictionary", mark=mark))
     with working():
-        found = train_dictionary(
+        found = train_several(
             load_model(model, dtype=dtype, device=device),
-            load_data(data, max_records=max_examples),
-            site=site,
-            config=settings,
-            out=folder,
+            data,
+            sites=site or (),
+            widths=latents or (),
+            ks=k or (),
+            kinds=kind or (),
+            num_tokens=tokens,
+            seed=seed,
+            max_examples=max_examples,
             max_length=max_length,
+            out=folder,
+            together=num_processes() > 1,
         )
-    facts = {
-        "site": str(found.site),
-        "d_model": found.d_model,
-        "d_dict": found.d_dict,
-        "metrics": found.metrics,
-    }
+    if not is_first():
+        return
+    facts = {**(found[0] if len(found) == 1 else {}), "dictionaries": found}
+    shown = found[0] if len(found) == 1 else {each["folder"].name: each for each in found}
     finish(
         "dict train",
         as_json=as_json,
         run=folder,
+        result=facts,
+        show=lambda console: show_facts(console, shown),
+    )
+
+
+@group.command("harvest")
+def dict_harvest(
+    model: ModelName,
+    data: DataName,
+    *,
+    site: Annotated[
+        list[str] | None, typer.Option(help="Where; repeatable. The middle of the model by default.")
+    ] = None,
+    max_examples: MaxExamples = None,
+    max_length: MaxLength = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    out: Out = None,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> None:
+    """Keep a model's activations on disk, to train dictionaries on them without the model's forward passes.
+
+    The store lies in a folder of OUT that is named by what is in it; interrupted, the same command goes on.
+
+    JSON: `sites`, `num_texts`, `num_tokens`.
+
+    Example:
+
+        fairlead dict harvest organism:pocket task/data.jsonl --site layers.2.resid_post --max-examples 50
+    """
+    from fairlead.activations import ActivationStore
+    from fairlead.cli.show import show_facts
+    from fairlead.core.processes import is_first, join, num_processes
+    from fairlead.data import load_data
+    from fairlead.models import load_model
+
+    join()
+    with working():
+        start = load_model(model, dtype=dtype, device=device)
+        store = ActivationStore.harvest(
+            start,
+            load_data(data, max_records=max_examples),
+            site or [start.default_site()],
+            out or Path("runs") / "activations",
+            max_length=max_length,
+            together=num_processes() > 1,
+        )
+    if not is_first():
+        return
+    facts = {"sites": store.sites, "num_texts": len(store.lengths), "num_tokens": store.num_tokens}
+    finish(
+        "dict harvest",
+        as_json=as_json,
+        run=store.folder,
         result=facts,
         show=lambda console: show_facts(console, facts),
     )

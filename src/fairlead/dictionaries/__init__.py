@@ -7,11 +7,19 @@ from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.dictionary import Dictionary, load_dictionary
 from fairlead.dictionaries.evaluation import evaluate_dictionary, outside_span, token_loss
 from fairlead.dictionaries.kinds import find_kind, register_kind
-from fairlead.dictionaries.training import fit_dictionary, train_dictionary
+from fairlead.dictionaries.training import (
+    DictionarySpec,
+    combine_specs,
+    fit_dictionary,
+    train_dictionaries,
+    train_dictionary,
+)
 
 __all__ = [
     "Dictionary",
     "DictionaryConfig",
+    "DictionarySpec",
+    "combine_specs",
     "evaluate_dictionary",
     "find_kind",
     "fit_dictionary",
@@ -19,6 +27,7 @@ __all__ = [
     "outside_span",
     "register_kind",
     "token_loss",
+    "train_dictionaries",
     "train_dictionary",
 ]
 del _batch_topk, _matryoshka, _topk

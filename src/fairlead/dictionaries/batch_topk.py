@@ -5,8 +5,11 @@ Shape suffixes: N tokens, F latents, D d_model.
 The batch keeps its N k largest positive pre-activations, so that easy tokens use fewer latents than hard ones. The loss is the
 squared error per entry, plus `aux_weight` times the error of predicting the residual from the `k_aux` largest dead latents.
 Gradients are written out by hand over the kept pairs (a test compares them with autograd): a dense backward would cost more
-than the rest of the step together. Departures from the papers: the pre-activations are rectified before the selection and
-AuxK uses the rectified pre-activations of dead latents; decoder rows have unit norm and their gradient's parallel part is removed.
+than the rest of the step together, and the dense pre-activations never exist (`selection`). The encoder lies in memory as one row a
+latent, as the decoder does (`W_enc` is a transposed view of it), so that both get their gradient from the same products.
+
+Departures from the papers: the pre-activations are rectified before the selection and AuxK uses the rectified pre-activations of
+dead latents; decoder rows have unit norm and their gradient's parallel part is removed.
 """
 
 from __future__ import annotations
@@ -18,14 +21,8 @@ from torch import Tensor
 
 from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.kinds import Params, StepResult, StepState, register_kind
-from fairlead.dictionaries.sparse import (
-    Pairs,
-    batch_topk,
-    decode,
-    gather_dot,
-    transpose,
-    transposed_product,
-)
+from fairlead.dictionaries.selection import Encoder, batch_pairs, row_pairs, screening_dtype
+from fairlead.dictionaries.sparse import Pairs, decode, gather_dot, transpose, transposed_product
 
 
 def geometric_median(x_ND: Tensor, *, num_iterations: int = 30, tolerance: float = 1e-5) -> Tensor:
@@ -47,10 +44,26 @@ class Part(NamedTuple):
     Attributes:
         pairs: The pairs.
         out_ND: Gradient of the loss in the reconstruction that they take part in.
+        start: First latent of the part.
+        end: Latent after its last; the parts together hold every latent once, in order.
     """
 
     pairs: Pairs
     out_ND: Tensor
+    start: int
+    end: int
+
+
+class Selected(NamedTuple):
+    """The active pairs of a batch.
+
+    Attributes:
+        pairs: Sorted by token.
+        least: What the inference threshold follows.
+    """
+
+    pairs: Pairs
+    least: float
 
 
 class Reconstruction(NamedTuple):
@@ -62,7 +75,7 @@ class Reconstruction(NamedTuple):
         parts: The pairs by the error they see; the first part sees all of it.
     """
 
-    loss: float
+    loss: Tensor
     error_ND: Tensor
     parts: tuple[Part, ...]
 
@@ -70,21 +83,20 @@ class Reconstruction(NamedTuple):
 class BatchTopK:
     """The `batch_topk` kind."""
 
-    def select(self, pre_NF: Tensor, config: DictionaryConfig, state: StepState) -> Pairs:
-        """The pairs that are active: the batch's `N k` largest positive ones."""
-        return batch_topk(pre_NF, pre_NF.shape[0] * config.k, floor=0.5 * state.threshold)
+    trains_together = True
 
-    def least(self, pairs: Pairs, pre_NF: Tensor) -> float:
-        """What the inference threshold follows: the smallest kept value."""
-        return float(pairs.value.min()) if pairs.value.numel() else 0.0
+    def select(self, encoder: Encoder, config: DictionaryConfig, state: StepState) -> Selected:
+        """The batch's `N k` largest positive pre-activations; the inference threshold follows the smallest."""
+        pairs = batch_pairs(encoder, encoder.centred_ND.shape[0] * config.k, together=state.together)
+        return Selected(pairs, float(pairs.value.min()) if pairs.value.numel() else 0.0)
 
     def reconstruct(
         self, pairs: Pairs, w_dec: Tensor, centred_ND: Tensor, config: DictionaryConfig
     ) -> Reconstruction:
         """Squared error per entry of the reconstruction, and its gradient."""
-        error_ND = decode(pairs, w_dec) - centred_ND
-        part = Part(pairs, error_ND * (2.0 / error_ND.numel()))
-        return Reconstruction(float(error_ND.square().mean()), error_ND, (part,))
+        error_ND = decode(pairs, w_dec).sub_(centred_ND)
+        part = Part(pairs, error_ND * (2.0 / max(1, error_ND.numel())), 0, w_dec.shape[0])
+        return Reconstruction(error_ND.square().mean(), error_ND, (part,))
 
     def start(self, x_ND: Tensor, config: DictionaryConfig, generator: torch.Generator) -> Params:
         """Random unit decoder rows, encoder = decoder transposed, `b_dec` = geometric median."""
@@ -92,7 +104,7 @@ class BatchTopK:
         decoder = torch.randn(config.d_dict, x_ND.shape[1], generator=generator)
         decoder = decoder / decoder.norm(dim=-1, keepdim=True)
         return {
-            "W_enc": decoder.T.contiguous().clone(),
+            "W_enc": decoder.clone().T,
             "W_dec": decoder,
             "b_enc": torch.zeros(config.d_dict),
             "b_dec": geometric_median(x_ND.float().cpu()),
@@ -101,22 +113,35 @@ class BatchTopK:
     def step(self, params: Params, x_ND: Tensor, config: DictionaryConfig, state: StepState) -> StepResult:
         """Loss and gradients of `mean((decode - x)^2) + aux_weight * mean((residual - decode_dead)^2)`."""
         assert config.d_dict is not None and config.k_aux is not None
-        w_enc = params["W_enc"]
-        centred_ND = x_ND - params["b_dec"]
-        pre_NF = torch.addmm(params["b_enc"], centred_ND, w_enc)
-        pairs = self.select(pre_NF, config, state)
+        encoder = Encoder(
+            x_ND - params["b_dec"],
+            params["W_enc"].T.contiguous(),  # a view: see the head of the file
+            params["b_enc"],
+            screening_dtype(config.precision, x_ND.device),
+        )
+        centred_ND = encoder.centred_ND
+        pairs, least = self.select(encoder, config, state)
         found = self.reconstruct(pairs, params["W_dec"], centred_ND, config)
-        error_ND = found.error_ND
 
-        grads = {name: torch.zeros_like(params[name]) for name in ("W_dec", "W_enc", "b_enc")}
+        decoder_parts, encoder_parts = [], []
+        bias_grad = torch.zeros_like(params["b_enc"])
         for part in found.parts:
-            layout = transpose(part.pairs, config.d_dict)
             value_grad = gather_dot(part.pairs, part.out_ND, params["W_dec"])
-            grads["W_dec"] += transposed_product(layout, part.pairs.value, part.out_ND)
-            grads["W_enc"] += transposed_product(layout, value_grad, centred_ND).T
-            grads["b_enc"].index_add_(0, part.pairs.latent, value_grad)
-        grads["b_dec"] = found.parts[0].out_ND.sum(0) - w_enc @ grads["b_enc"]
-        aux = self._aux(params, centred_ND, pre_NF, error_ND, config, state.dead, grads)
+            own = part.pairs._replace(latent=part.pairs.latent - part.start) if part.start else part.pairs
+            layout = transpose(own, part.end - part.start)
+            decoder_parts.append(transposed_product(layout, own.value, part.out_ND))
+            encoder_parts.append(transposed_product(layout, value_grad, centred_ND))
+            bias_grad.index_add_(0, part.pairs.latent, value_grad)
+        decoder_grad, encoder_grad = (
+            parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (decoder_parts, encoder_parts)
+        )
+        grads = {
+            "W_dec": decoder_grad,
+            "W_enc": encoder_grad.T,
+            "b_enc": bias_grad,
+            "b_dec": found.parts[0].out_ND.sum(0) - bias_grad @ encoder.weight_FD,
+        }
+        aux = self._aux(params, encoder, found.error_ND, config, state.dead, grads)
 
         fired = torch.zeros(config.d_dict, dtype=torch.bool, device=x_ND.device)
         fired[pairs.latent] = True
@@ -125,41 +150,43 @@ class BatchTopK:
             loss=found.loss + aux,
             grads=grads,
             fired=fired,
-            least=self.least(pairs, pre_NF),
-            squared_error=float(error_ND.square().sum()),
-            variance=float((x_ND - x_ND.mean(0)).square().sum()),
+            least=least,
+            squared_error=found.error_ND.square().sum(),
+            variance=(x_ND - x_ND.mean(0)).square_().sum(),
             num_active=pairs.value.numel(),
         )
 
     def _aux(
         self,
         params: Params,
-        centred_ND: Tensor,
-        pre_NF: Tensor,
+        encoder: Encoder,
         error_ND: Tensor,
         config: DictionaryConfig,
         dead: Tensor,
         grads: Params,
-    ) -> float:
+    ) -> Tensor | float:
         """Add AuxK's gradients to `grads` and return its weighted loss; the residual itself gets no gradient."""
         index = dead.nonzero().squeeze(-1)
         if config.aux_weight == 0.0 or index.numel() == 0:
             return 0.0
         assert config.k_aux is not None
-        acts = pre_NF[:, index].relu()
+        asleep = encoder.exact()._replace(weight_FD=encoder.weight_FD[index], bias_F=encoder.bias_F[index])
         if index.numel() > config.k_aux:
-            kept = acts.topk(config.k_aux, dim=-1)
-            acts = torch.zeros_like(acts).scatter_(1, kept.indices, kept.values)
+            kept = row_pairs(asleep, config.k_aux)
+            acts = error_ND.new_zeros(error_ND.shape[0], index.numel())
+            acts[kept.token, kept.latent] = kept.value
+        else:
+            acts = torch.addmm(asleep.bias_F, asleep.centred_ND, asleep.weight_FD.T).relu_()
         rows = params["W_dec"][index]
-        miss_ND = acts @ rows + error_ND  # predicted residual minus residual; residual = -error
-        out_ND = miss_ND * (2.0 * config.aux_weight / miss_ND.numel())
-        acts_grad = (out_ND @ rows.T) * (acts > 0)
+        miss_ND = torch.addmm(error_ND, acts, rows)  # predicted residual minus residual; residual = -error
+        out_ND = miss_ND * (2.0 * config.aux_weight / max(1, miss_ND.numel()))
+        acts_grad = (out_ND @ rows.T).mul_(acts > 0)
         bias_grad = acts_grad.sum(0)
         grads["W_dec"][index] += acts.T @ out_ND
-        grads["W_enc"][:, index] += centred_ND.T @ acts_grad
+        grads["W_enc"].T[index] += acts_grad.T @ encoder.centred_ND
         grads["b_enc"][index] += bias_grad
-        grads["b_dec"] -= params["W_enc"][:, index] @ bias_grad
-        return float(config.aux_weight * miss_ND.square().mean())
+        grads["b_dec"] -= bias_grad @ asleep.weight_FD
+        return config.aux_weight * miss_ND.square().mean()
 
     def constrain(self, params: Params) -> None:
         """Unit-norm decoder rows."""

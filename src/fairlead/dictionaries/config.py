@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -32,6 +32,10 @@ class DictionaryConfig(Config):
         threshold_start: Share of the steps after which the inference threshold starts to follow the batch minimum.
         threshold_rate: Weight of the newest batch minimum in the moving average.
         prefixes: Shares of d_dict that have to reconstruct by themselves (kind "matryoshka" only).
+        precision: Type in which active latents are looked for: "float32", "bfloat16" (those found are computed again in float32, and
+            the search is repeated in float32 where rounding could have hidden one), or "auto": bfloat16 where it is much faster here.
+        prefetch: Whether a thread harvests the next chunk while the dictionary trains; None: where there is a second core or a GPU.
+        spike: A batch whose loss is this many times the usual one, or not finite, is passed over.
         checkpoint_every: Steps between saved states.
         seed: Order of the tokens and the initial decoder.
     """
@@ -52,6 +56,9 @@ class DictionaryConfig(Config):
     threshold_start: float = Field(default=0.05, ge=0, le=1)
     threshold_rate: float = Field(default=0.01, gt=0, le=1)
     prefixes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    prefetch: bool | None = None
+    spike: float = Field(default=20.0, gt=1)
     checkpoint_every: int = Field(default=200, ge=1)
     seed: int = 0
 

@@ -23,17 +23,19 @@ class StepState(NamedTuple):
     Attributes:
         threshold: Moving average of the smallest kept activation; 0 before it starts.
         dead: `[d_dict]` bool: latents that have not fired within the dead window.
+        together: Whether other processes hold the rest of the batch; kinds with `trains_together = True` select over all of it.
     """
 
     threshold: float
     dead: Tensor
+    together: bool = False
 
 
 class StepResult(NamedTuple):
-    """What a step found.
+    """What a step found; the numbers may be tensors without dimensions, so that a device need not be waited for.
 
     Attributes:
-        loss: Scalar, aux part included.
+        loss: Aux part included.
         grads: One gradient per parameter.
         fired: `[d_dict]` bool: latents active on the batch.
         least: Smallest kept activation.
@@ -42,13 +44,13 @@ class StepResult(NamedTuple):
         num_active: Active (token, latent) pairs.
     """
 
-    loss: float
+    loss: float | Tensor
     grads: Params
     fired: Tensor
-    least: float
-    squared_error: float
-    variance: float
-    num_active: int
+    least: float | Tensor
+    squared_error: float | Tensor
+    variance: float | Tensor
+    num_active: int | Tensor
 
 
 class Kind(Protocol):

@@ -8,12 +8,14 @@ AuxK predicts the residual of the whole.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
 from fairlead.dictionaries.batch_topk import BatchTopK, Part, Reconstruction
 from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.kinds import register_kind
+from fairlead.dictionaries.selection import where
 from fairlead.dictionaries.sparse import Pairs, decode
 
 
@@ -28,21 +30,25 @@ class MatryoshkaBatchTopK(BatchTopK):
         ends = prefix_ends(config)
         shards, start = [], 0
         for end in ends:
-            inside = (pairs.latent >= start) & (pairs.latent < end)
+            inside = where((pairs.latent >= start) & (pairs.latent < end))
             shards.append(
-                Pairs(pairs.token[inside], pairs.latent[inside], pairs.value[inside], pairs.num_tokens)
+                (
+                    Pairs(pairs.token[inside], pairs.latent[inside], pairs.value[inside], pairs.num_tokens),
+                    start,
+                    end,
+                )
             )
             start = end
         error_ND, errors = -centred_ND, []
-        for shard in shards:
+        for shard, _, _ in shards:
             error_ND = error_ND + decode(shard, w_dec)
             errors.append(error_ND)
-        loss = sum(float(error.square().mean()) for error in errors) / len(ends)
+        loss = torch.stack([error.square().mean() for error in errors]).mean()
         # a shard takes part in its own prefix and in all longer ones: their gradients add up from the last
         parts, out_ND = [], errors[-1].new_zeros(errors[-1].shape)
-        for shard, error in zip(reversed(shards), reversed(errors), strict=True):
-            out_ND = out_ND + error * (2.0 / (error.numel() * len(ends)))
-            parts.append(Part(shard, out_ND))
+        for (shard, start, end), error in zip(reversed(shards), reversed(errors), strict=True):
+            out_ND = out_ND + error * (2.0 / (max(1, error.numel()) * len(ends)))
+            parts.append(Part(shard, out_ND, start, end))
         return Reconstruction(loss, error_ND, tuple(reversed(parts)))
 
 

@@ -1,20 +1,23 @@
 """Where a dictionary's training tokens come from: harvested in chunks, shuffled, replayed exactly on resume.
 
-A chunk holds at most `buffer_tokens` activations in memory and is trained on `passes` times. Which texts a chunk holds depends
-only on the seed and the texts' lengths, never on the run so far, so that a resumed run skips finished chunks without touching the
-model and sees the same batches in the same order. Position 0 is left out: in many models its activation is an outlier many
-times the usual norm that would take over scale and centre.
+A chunk is at most `buffer_tokens` activations, trained on `passes` times. They lie in one of two buffers that are allocated once, in the
+model's dtype and on its device, one tensor a site; while the dictionaries train on one, a thread fills the other (prefetch). Which texts a
+chunk holds, where in the buffer each token lies and the order of the batches depend only on the seed and the texts' lengths, never on
+the run so far, so that a resumed run skips finished chunks without touching the model and sees the same batches in the same order;
+so does each of several processes, which harvests its share of a chunk's texts and takes its own tokens of every batch.
+Position 0 is left out: in many models its activation is an outlier many times the usual norm that would take over scale and centre.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from fairlead.activations import iter_activations
+from fairlead.activations import iter_site_activations
 from fairlead.core.errors import DictionaryError
 from fairlead.data import Encoded
 from fairlead.dictionaries.config import DictionaryConfig
@@ -36,6 +39,38 @@ class Chunk(NamedTuple):
     index: int
     rows: tuple[int, ...]
     num_tokens: int
+
+
+class Source(Protocol):
+    """Gives the activations of texts at some sites: a model, or a store (`fairlead.activations.ActivationStore`)."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each text, the first included."""
+        ...
+
+    def iter_rows(self, rows: Sequence[int], sites: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Of each of these texts, in any order: its index, and site to activations `[length, d]`, in the dtype they have."""
+        ...
+
+
+class ModelSource:
+    """The activations of texts, by forward passes that end at the deepest site."""
+
+    def __init__(self, model: Model, encoded: Sequence[Encoded], *, batch_size: int = 64) -> None:
+        self.model, self.encoded, self.batch_size = model, encoded, batch_size
+        self.lengths = [len(row.input_ids) for row in encoded]
+
+    def iter_rows(self, rows: Sequence[int], sites: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """See `Source`; longest first."""
+        order = sorted(rows, key=lambda row: -self.lengths[row])
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            texts = [self.encoded[row] for row in chosen]
+            for found in iter_site_activations(self.model, texts, sites, batch_size=self.batch_size):
+                for place, row in enumerate(chosen):
+                    length = self.lengths[row]
+                    yield row, {site: acts[place, :length] for site, acts in found.acts.items()}
 
 
 def plan_chunks(lengths: Sequence[int], *, buffer_tokens: int, seed: int) -> Iterator[Chunk]:
@@ -68,15 +103,14 @@ def plan_chunks(lengths: Sequence[int], *, buffer_tokens: int, seed: int) -> Ite
         epoch += 1
 
 
-def iter_chunk_batches(
-    acts_ND: Tensor, *, batch_tokens: int, passes: int, seed: int, skip: int = 0
+def iter_chunk_orders(
+    num: int, *, batch_tokens: int, passes: int, seed: int, skip: int = 0
 ) -> Iterator[Tensor]:
-    """Shuffled batches `[batch_tokens, D]` of a chunk, `passes` times over; the ragged end of a pass is dropped.
+    """Which of a chunk's `num` tokens each batch holds, `passes` times over; the ragged end of a pass is dropped.
 
     Args:
         skip: Batches to leave out at the start (already trained on).
     """
-    num = acts_ND.shape[0]
     size = min(batch_tokens, num)
     done = 0
     for number in range(passes):
@@ -84,12 +118,87 @@ def iter_chunk_batches(
         for start in range(0, num - size + 1, size):
             done += 1
             if done > skip:
-                yield acts_ND[order[start : start + size]]
+                yield order[start : start + size]
+
+
+def iter_chunk_batches(
+    acts_ND: Tensor, *, batch_tokens: int, passes: int, seed: int, skip: int = 0
+) -> Iterator[Tensor]:
+    """The batches `[batch_tokens, D]` of `iter_chunk_orders`."""
+    orders = iter_chunk_orders(
+        acts_ND.shape[0], batch_tokens=batch_tokens, passes=passes, seed=seed, skip=skip
+    )
+    for order in orders:
+        yield acts_ND[order.to(acts_ND.device)]
 
 
 def batches_in_chunk(num_tokens: int, *, batch_tokens: int, passes: int) -> int:
     """How many batches `iter_chunk_batches` yields."""
     return passes * (num_tokens // min(batch_tokens, num_tokens))
+
+
+class Buffer:
+    """Activations of a chunk at some sites, allocated once.
+
+    Attributes:
+        acts: Site to `[capacity, d]`, in the dtype and on the device of the activations; empty before the first use.
+        slot: `[tokens of the chunk]` long: where in `acts` each token lies, -1 where another process holds it.
+    """
+
+    def __init__(self, sites: Sequence[str], capacity: int) -> None:
+        self.sites, self.capacity = tuple(sites), capacity
+        self.acts: dict[str, Tensor] = {}
+        self.slot = torch.empty(0, dtype=torch.long)
+
+    @torch.no_grad()
+    def fill(
+        self,
+        source: Source,
+        chunk: Chunk,
+        *,
+        part: tuple[int, int] = (0, 1),
+        go_on: Callable[[], bool] = lambda: True,
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> None:
+        """Harvest a chunk into the buffer.
+
+        Args:
+            part: This process's number and how many there are: every n-th text is its own.
+            go_on: Asked between texts; False ends the work.
+            on_tokens: Told of every text's tokens.
+        """
+        order = sorted(chunk.rows, key=lambda row: -source.lengths[row])
+        own = order[part[0] :: part[1]]
+        self.slot = torch.full((chunk.num_tokens,), -1)
+        starts, place = {}, 0
+        for row in order:
+            starts[row] = place
+            place += source.lengths[row] - 1
+        slots, used = {}, 0
+        for row in own:
+            num = source.lengths[row] - 1
+            slots[row] = used
+            self.slot[starts[row] : starts[row] + num] = torch.arange(used, used + num)
+            used += num
+        for row, acts in source.iter_rows(own, self.sites):
+            if not go_on():
+                return
+            num = source.lengths[row] - 1
+            for site in self.sites:
+                found = acts[site]
+                if site not in self.acts:
+                    self.acts[site] = torch.empty(
+                        self.capacity, found.shape[-1], dtype=found.dtype, device=found.device
+                    )
+                self.acts[site][slots[row] : slots[row] + num] = found[1:]
+            if on_tokens is not None:
+                on_tokens(num)
+
+    def take(self, order: Tensor) -> dict[str, Tensor]:
+        """Activations `[n, d]` by site of the tokens that this process holds of a batch."""
+        slots = self.slot[order]
+        slots = slots[slots >= 0]
+        return {site: acts[slots.to(acts.device)] for site, acts in self.acts.items()}
 
 
 def harvest(
@@ -101,39 +210,76 @@ def harvest(
     batch_size: int = 64,
     on_tokens: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Activations `[N, D]` (float32, CPU) at every position but the first of the chosen texts, in the order of the batches."""
-    parts = []
-    chosen = [encoded[row] for row in rows]
-    for acts, _, position in iter_activations(model, chosen, site, tokens="all", batch_size=batch_size):
-        part = acts[(position > 0).to(acts.device)].detach().float().cpu()
-        parts.append(part)
-        if on_tokens is not None:
-            on_tokens(part.shape[0])
-    return torch.cat(parts)
+    """Activations `[N, D]` in the model's dtype at every position but the first of the chosen texts, longest text first."""
+    source = ModelSource(model, encoded, batch_size=batch_size)
+    num = sum(max(0, source.lengths[row] - 1) for row in rows)
+    buffer = Buffer([str(site)], num)
+    buffer.fill(source, Chunk(0, tuple(rows), num), on_tokens=on_tokens)
+    return buffer.acts[str(site)]
 
 
 def iter_training_batches(
-    model: Model,
-    encoded: Sequence[Encoded],
-    site: Site,
+    source: Source,
+    sites: Sequence[str],
     config: DictionaryConfig,
     *,
     skip_steps: int = 0,
+    part: tuple[int, int] = (0, 1),
     on_harvest: Callable[[int], None] | None = None,
-) -> Iterator[Tensor]:
-    """Endless batches of activations; the first `skip_steps` are skipped, whole chunks of them without running the model."""
-    lengths = [max(0, len(row.input_ids) - 1) for row in encoded]
+) -> Generator[dict[str, Tensor], None, None]:
+    """Endless batches of activations by site; the first `skip_steps` are skipped, whole chunks of them without a harvest.
+
+    Args:
+        config: `num_tokens` says when no further chunk needs to be harvested; the batches themselves do not end.
+        part: This process's number and how many there are; each gets its own tokens of every batch.
+    """
+    lengths = [max(0, length - 1) for length in source.lengths]
+    capacity = min(max(config.buffer_tokens, *lengths, 1), max(sum(lengths), 1))
+    buffers = [Buffer(sites, capacity), Buffer(sites, capacity)]
+    stopped = False
+
+    def work(chunk: Chunk) -> Buffer:
+        buffer = buffers[chunk.index % 2]
+        buffer.fill(source, chunk, part=part, go_on=lambda: not stopped, on_tokens=on_harvest)
+        return buffer
+
+    needed = _needed_chunks(lengths, config, skip_steps)
+    with ThreadPoolExecutor(1, thread_name_prefix="harvest") as pool:
+        try:
+            chunk, skip, last = next(needed)
+            ready: Future[Buffer] | None = None
+            while True:
+                buffer = ready.result() if ready is not None else work(chunk)
+                following = next(needed)
+                ready = pool.submit(work, following[0]) if prefetches(config) and not last else None
+                for order in iter_chunk_orders(
+                    chunk.num_tokens,
+                    batch_tokens=config.batch_tokens,
+                    passes=config.passes,
+                    seed=config.seed * 100_003 + chunk.index,
+                    skip=skip,
+                ):
+                    yield buffer.take(order)
+                chunk, skip, last = following
+        finally:
+            stopped = True
+
+
+def prefetches(config: DictionaryConfig) -> bool:
+    """Whether a thread harvests ahead: as told, else where there is a second core or an accelerator to do it."""
+    if config.prefetch is not None:
+        return config.prefetch
+    return torch.cuda.is_available() or torch.get_num_threads() > 1
+
+
+def _needed_chunks(
+    lengths: Sequence[int], config: DictionaryConfig, skip_steps: int
+) -> Iterator[tuple[Chunk, int, bool]]:
+    """Chunks not yet done, batches of each to skip, and whether the run ends in it."""
+    done = 0
     for chunk in plan_chunks(lengths, buffer_tokens=config.buffer_tokens, seed=config.seed):
         num = batches_in_chunk(chunk.num_tokens, batch_tokens=config.batch_tokens, passes=config.passes)
-        if skip_steps >= num:
-            skip_steps -= num
-            continue
-        acts = harvest(model, encoded, site, rows=chunk.rows, on_tokens=on_harvest)
-        yield from iter_chunk_batches(
-            acts,
-            batch_tokens=config.batch_tokens,
-            passes=config.passes,
-            seed=config.seed * 100_003 + chunk.index,
-            skip=skip_steps,
-        )
-        skip_steps = 0
+        done += num
+        if skip_steps < num:
+            yield chunk, skip_steps, done >= config.num_steps
+        skip_steps = max(0, skip_steps - num)

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_PAIRS_AT_ONCE = 65_536
-
 
 class Pairs(NamedTuple):
     """The non-zero entries of activations `[N, F]`, sorted by token.
@@ -43,8 +41,9 @@ def dense_to_pairs(acts_NF: Tensor) -> Pairs:
 def batch_topk(pre_NF: Tensor, num_pairs: int, *, floor: float = 0.0) -> Pairs:
     """The `num_pairs` largest positive pre-activations of the whole batch (BatchTopK, arXiv 2412.06410).
 
-    Exact: `floor` (a guess below the smallest kept value, such as half the running threshold) only narrows the search; when
-    fewer than `num_pairs` entries pass it, the search is repeated from zero. Ties at the smallest value may keep a few more.
+    The dense oracle of `selection.batch_pairs`. Exact: `floor` (a guess below the smallest kept value, such as half the running
+    threshold) only narrows the search; when fewer than `num_pairs` entries pass it, the search is repeated from zero. Ties at the
+    smallest value may keep a few more.
     """
     flat = pre_NF.reshape(-1)
     found = (flat > max(floor, 0.0)).nonzero().squeeze(-1)
@@ -61,22 +60,34 @@ def batch_topk(pre_NF: Tensor, num_pairs: int, *, floor: float = 0.0) -> Pairs:
 
 def decode(pairs: Pairs, decoder_FD: Tensor) -> Tensor:
     """Sum over each token's pairs of value times decoder row, `[N, D]`; equals the dense `acts @ decoder`."""
-    counts = torch.bincount(pairs.token, minlength=pairs.num_tokens)
-    offsets = counts.cumsum(0) - counts
     return functional.embedding_bag(
-        pairs.latent, decoder_FD, offsets, mode="sum", per_sample_weights=pairs.value.to(decoder_FD.dtype)
+        pairs.latent,
+        decoder_FD,
+        _starts(pairs.token, pairs.num_tokens),
+        mode="sum",
+        per_sample_weights=pairs.value.to(decoder_FD.dtype),
     )
 
 
 def gather_dot(pairs: Pairs, left_ND: Tensor, rows_FD: Tensor) -> Tensor:
-    """Inner product of `left[token]` and `rows[latent]` for every pair, `[P]`."""
-    parts = [
-        torch.einsum("pd,pd->p", left_ND[token], rows_FD[latent])
-        for token, latent in zip(
-            pairs.token.split(_PAIRS_AT_ONCE), pairs.latent.split(_PAIRS_AT_ONCE), strict=True
-        )
-    ]
-    return torch.cat(parts) if parts else left_ND.new_zeros(0)
+    """Inner product of `left[token]` and `rows[latent]` for every pair, `[P]`, without gathering either (no autograd).
+
+    It is the gradient of `decode` in the pairs' values, and calls what torch calls for that.
+    """
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        left_ND.contiguous(),
+        rows_FD.contiguous(),
+        pairs.latent,
+        _starts(pairs.token, pairs.num_tokens),
+        pairs.token,
+        0,  # sum
+    )
+
+
+def _starts(sorted_index: Tensor, num: int) -> Tensor:
+    """Where each of `num` runs of a sorted index begins."""
+    counts = torch.bincount(sorted_index, minlength=num)
+    return counts.cumsum(0) - counts
 
 
 class Transposed(NamedTuple):
@@ -88,8 +99,9 @@ class Transposed(NamedTuple):
 
 
 def transpose(pairs: Pairs, d_dict: int) -> Transposed:
-    """Sort the pairs by latent."""
-    order = torch.argsort(pairs.latent)
+    """Sort the pairs by latent (in the narrowest type: sorting takes a fifth of the time)."""
+    narrow = pairs.latent.to(torch.int16 if d_dict <= 2**15 else torch.int32)
+    order = torch.argsort(narrow, stable=True)
     counts = torch.bincount(pairs.latent, minlength=d_dict)
     return Transposed(order, counts.cumsum(0) - counts, pairs.token[order])
 

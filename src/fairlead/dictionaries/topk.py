@@ -6,27 +6,25 @@ reads as the other kinds' do; a token at inference has about k active latents, n
 
 from __future__ import annotations
 
-from torch import Tensor
 from typing_extensions import override
 
-from fairlead.dictionaries.batch_topk import BatchTopK
+from fairlead.dictionaries.batch_topk import BatchTopK, Selected
 from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.kinds import StepState, register_kind
-from fairlead.dictionaries.sparse import Pairs, batch_topk
+from fairlead.dictionaries.selection import Encoder, row_pairs, sampled_cut
+
+_CUT_TOKENS = 256
 
 
 class TopK(BatchTopK):
     """The `topk` kind."""
 
     @override
-    def select(self, pre_NF: Tensor, config: DictionaryConfig, state: StepState) -> Pairs:
-        value, latent = pre_NF.topk(config.k, dim=-1)
-        token, rank = (value > 0).nonzero(as_tuple=True)
-        return Pairs(token, latent[token, rank], value[token, rank], pre_NF.shape[0])
-
-    @override
-    def least(self, pairs: Pairs, pre_NF: Tensor) -> float:
-        return super().least(batch_topk(pre_NF, pairs.value.numel()), pre_NF) if pairs.value.numel() else 0.0
+    def select(self, encoder: Encoder, config: DictionaryConfig, state: StepState) -> Selected:
+        """Every token's k largest; the threshold follows the cut that keeps as many pairs over (a part of) the batch."""
+        pairs = row_pairs(encoder, config.k)
+        per_token = pairs.value.numel() / max(1, pairs.num_tokens)
+        return Selected(pairs, sampled_cut(encoder, per_token, num_tokens=_CUT_TOKENS))
 
 
 register_kind("topk", TopK())
