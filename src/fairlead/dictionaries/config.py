@@ -32,6 +32,11 @@ class DictionaryConfig(Config):
         threshold_start: Share of the steps after which the inference threshold starts to follow the batch minimum.
         threshold_rate: Weight of the newest batch minimum in the moving average.
         prefixes: Shares of d_dict that have to reconstruct by themselves (kind "matryoshka" only).
+        bandwidth: Width of the kernel of JumpReLU's straight-through estimators, where an activation's entries are about 1.
+        sparsity_weight: Weight of JumpReLU's penalty on `(L0 / k - 1)^2`.
+        block: Latents selected together (kind "block_sparse" only).
+        skip: A transcoder's linear path from input to output beside the latents.
+        widths: Widths of the sites that lie side by side in a batch (transcoder: input, output; crosscoder: all); () is one site.
         checkpoint_every: Steps between saved states.
         seed: Order of the tokens and the initial decoder.
     """
@@ -52,12 +57,19 @@ class DictionaryConfig(Config):
     threshold_start: float = Field(default=0.05, ge=0, le=1)
     threshold_rate: float = Field(default=0.01, gt=0, le=1)
     prefixes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+    bandwidth: float = Field(default=0.1, gt=0)
+    sparsity_weight: float = Field(default=1.0, ge=0)
+    block: int = Field(default=2, ge=2, le=4)
+    skip: bool = False
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = ()
     checkpoint_every: int = Field(default=200, ge=1)
     seed: int = 0
 
     def sized(self, d_model: int) -> DictionaryConfig:
         """The same settings with every size and rate filled in for a model of width `d_model`."""
         d_dict = self.d_dict or 8 * d_model
+        if self.kind == "block_sparse":
+            d_dict = max(1, d_dict // self.block) * self.block
         boost = 4.0 if self.num_tokens < 10_000_000 else 1.0
         return self.model_copy(
             update={

@@ -38,8 +38,8 @@ def reconstruction_metrics(dictionary: Dictionary, acts_ND: Tensor) -> dict[str,
     variance = (acts_ND - acts_ND.mean(0)).square().sum()
     return {
         "fvu": float(error / variance.clamp_min(1e-12)),
-        "l0": float((codes > 0).float().sum(-1).mean()),
-        "dead": float((codes > 0).any(0).logical_not().float().mean()),
+        "l0": float((codes != 0).float().sum(-1).mean()),
+        "dead": float((codes != 0).any(0).logical_not().float().mean()),
     }
 
 

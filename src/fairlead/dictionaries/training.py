@@ -26,8 +26,9 @@ from fairlead.core.run import atomic_path, sha256_json
 from fairlead.core.site import Site
 from fairlead.data import ChatData, Encoded, encode
 from fairlead.dictionaries.config import DictionaryConfig
-from fairlead.dictionaries.dictionary import CONFIG_FILE, Dictionary, load_dictionary
+from fairlead.dictionaries.dictionary import CONFIG_FILE, Dictionary, find_architecture
 from fairlead.dictionaries.kinds import Kind, Params, StepState, find_kind
+from fairlead.dictionaries.loading import load_dictionary
 from fairlead.dictionaries.source import iter_training_batches
 
 if TYPE_CHECKING:
@@ -227,6 +228,11 @@ def train_dictionary(
         DictionaryError: No usable text, activations or loss not finite, or a finished folder made with other settings.
     """
     config = (config or DictionaryConfig.make()).sized(model.d_model)
+    made = find_architecture(config.kind) or Dictionary
+    if not made.reconstructs_itself:
+        raise DictionaryError(
+            f"a {config.kind} has several sites. Next: call train_{config.kind}, or choose another kind."
+        )
     place = Site.parse(site) if site is not None else model.default_site()
     if isinstance(data, ChatData):
         encoded = encode(data, model.tokenizer, max_length=max_length or model.max_length, on_long="truncate")
@@ -251,8 +257,9 @@ def train_dictionary(
     batches = iter_training_batches(model, encoded, place, config, skip_steps=trainer.done if trainer else 0)
     with torch.no_grad():
         trainer = fit_dictionary(batches, config, trainer=trainer, state_path=state, identity=identity)
-    found = Dictionary(
+    found = made(
         trainer.export(),
+        **made.settings(config),
         site=place,
         model_fingerprint=model.fingerprint,
         model_name=model.name,
