@@ -1,7 +1,8 @@
 """Write the archives that the tests of interchange read: tiny dictionaries by the real SAELens and sparsify, with their own outputs.
 
     SIDE/bin/python scripts/foreign_dictionaries.py write OUT      in an environment with sae-lens 6.54.12 and eai-sparsify 1.3.3
-    SIDE/bin/python scripts/foreign_dictionaries.py check FOLDER   load what Fairlead wrote, compare with the outputs beside it
+    python scripts/foreign_dictionaries.py export FOLDER           in Fairlead's: dictionaries of every kind in both layouts
+    SIDE/bin/python scripts/foreign_dictionaries.py check FOLDER   load those with the libraries, compare the outputs
 
 `write` fills `OUT/NAME/` with a dictionary folder and `OUT/NAME/parity.safetensors` (`x` a batch of inputs, `acts`, `out`).
 Gemma Scope's and Llama Scope's files are made here in their published layouts; their outputs come from SAELens' own converters.
@@ -212,6 +213,43 @@ def released(
         parity(place, x, coder.encode(x), coder(x))
 
 
+def export(out: Path) -> None:
+    """What Fairlead trains on random data, kind by kind, as it saves it, and in sparsify's layout."""
+    from fairlead.dictionaries import Dictionary, DictionaryConfig, Transcoder, fit_dictionary, save_sparsify
+
+    generator = torch.Generator().manual_seed(0)
+    planted = torch.randn(48, D_IN, generator=generator)
+    x = (torch.rand(20_000, 48, generator=generator) < 0.05).float() @ planted
+    to = torch.randn(D_IN, D_IN, generator=generator)
+    for kind in ("batch_topk", "topk", "matryoshka", "jumprelu", "transcoder", "skip_transcoder"):
+        joint = kind.endswith("transcoder")
+        rows = torch.cat([x, (x @ to).relu()], dim=1) if joint else x
+        config = DictionaryConfig(
+            kind="transcoder" if joint else kind,
+            d_dict=D_SAE,
+            k=4,
+            num_tokens=20_000,
+            batch_tokens=100,
+            skip=kind.startswith("skip"),
+            widths=(D_IN, D_IN) if joint else (),
+        ).sized(D_IN)
+        with torch.no_grad():
+            weights = fit_dictionary(iter(rows.split(100)), config).export()
+        place = {"site": "layers.2.mlp_in", "to_site": "layers.2.mlp_out"}
+        found = Transcoder(weights, **place) if joint else Dictionary(weights, site="layers.2.resid_post")
+        parity(found.save(out / kind), x[:TOKENS], found.encode(x[:TOKENS]), found.reconstruct(x[:TOKENS]))
+        exact = {**weights, "threshold": torch.zeros(D_SAE)}
+        found = (
+            Transcoder(exact, topk=4, **place)
+            if joint
+            else Dictionary(exact, topk=4, site="layers.2.resid_post")
+        )
+        outputs = found.encode(x[:TOKENS]), found.reconstruct(x[:TOKENS])
+        parity(save_sparsify(found, out / f"{kind}_in_sparsify"), x[:TOKENS], *outputs)
+        if not joint:
+            parity(found.save(out / f"{kind}_exact"), x[:TOKENS], *outputs)
+
+
 def check(folder: Path) -> None:
     """Load every dictionary below a folder with the library whose layout it has; compare with the stored outputs."""
     from sae_lens import SAE
@@ -236,5 +274,7 @@ if __name__ == "__main__":
         write_saelens(target)
         write_sparsify(target)
         write_released(target)
+    elif command == "export":
+        export(target)
     else:
         check(target)
