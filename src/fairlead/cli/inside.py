@@ -45,7 +45,16 @@ def dict_train(
     data: DataName,
     *,
     site: Annotated[
-        str | None, typer.Option(help="Where, e.g. layers.3.resid_post; the middle by default.")
+        str | None,
+        typer.Option(
+            help="Where, e.g. layers.3.resid_post; the middle by default. Several for a crosscoder: with commas."
+        ),
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="SITE", help="Where a transcoder writes, e.g. layers.3.mlp_out.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Second model of a crosscoder over two models.")
     ] = None,
     tokens: Annotated[
         int | None, typer.Option(min=1000, help="Tokens to train on, repetitions included.")
@@ -57,8 +66,15 @@ def dict_train(
     kind: Annotated[
         str | None,
         typer.Option(
-            help="batch_topk (default), topk, or matryoshka (nested: general latents stay general)."
+            help="batch_topk (default), topk, jumprelu, matryoshka (nested: general latents stay general), "
+            "block_sparse (concepts of several dimensions), transcoder, crosscoder."
         ),
+    ] = None,
+    block: Annotated[
+        int | None, typer.Option(min=2, max=4, help="Latents of a block (block_sparse).")
+    ] = None,
+    skip: Annotated[
+        bool | None, typer.Option("--skip/--no-skip", help="Linear path beside the latents (transcoder).")
     ] = None,
     max_examples: MaxExamples = None,
     max_length: MaxLength = None,
@@ -69,32 +85,40 @@ def dict_train(
     as_json: AsJson = False,
     config: ConfigFile = None,
 ) -> None:
-    """Train a dictionary (sparse autoencoder) on a model's activations; interrupted, the same command goes on.
+    """Train a dictionary (sparse autoencoder, transcoder, crosscoder) on a model's activations; interrupted, the same command goes on.
 
-    JSON: `site`, `d_model`, `d_dict`, `metrics` (fvu, l0, dead).
+    JSON: `kind`, `site`, `d_model`, `d_dict`, `metrics` (fvu, l0, dead).
 
     Example:
 
         fairlead dict train organism:pocket task/data.jsonl --tokens 10000 --latents 256 --out runs/dictionary
+
+        fairlead dict train organism:pocket task/data.jsonl --kind transcoder --to layers.2.mlp_out --tokens 5000 --out runs/transcoder
     """
     from fairlead.cli.show import show_facts
     from fairlead.data import load_data
-    from fairlead.dictionaries import DictionaryConfig, train_dictionary
+    from fairlead.dictionaries import DictionaryConfig
     from fairlead.models import load_model
+    from fairlead.studies.dictionary_train import train_any
 
     folder = run_folder(out, "dictionary")
-    settings = DictionaryConfig.make(num_tokens=tokens, d_dict=latents, k=k, kind=kind, seed=seed)
+    settings = DictionaryConfig.make(
+        num_tokens=tokens, d_dict=latents, k=k, kind=kind, block=block, skip=skip, seed=seed
+    )
     with working():
-        found = train_dictionary(
+        found = train_any(
             load_model(model, dtype=dtype, device=device),
             load_data(data, max_records=max_examples),
-            site=site,
+            sites=site.split(",") if site else (),
+            to_site=to,
+            against=load_model(against, dtype=dtype, device=device) if against else None,
             config=settings,
             out=folder,
             max_length=max_length,
         )
     facts = {
-        "site": str(found.site),
+        "kind": settings.kind,
+        "site": site if site else str(found.site),
         "d_model": found.d_model,
         "d_dict": found.d_dict,
         "metrics": found.metrics,
@@ -114,39 +138,66 @@ def dict_evaluate(
     dictionary: DictionaryArgument,
     data: DataName,
     *,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DICTIONARY", help="A second one (another seed): how much of this one comes back?"
+        ),
+    ] = None,
+    planted: Annotated[
+        int,
+        typer.Option(metavar="TOKENS", min=0, help="Train this kind on so many tokens of planted features."),
+    ] = 0,
     max_tokens: Annotated[int, typer.Option(min=100, help="Tokens to measure on.")] = 20_000,
     max_length: MaxLength = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
+    out: Out = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
     config: ConfigFile = None,
 ) -> None:
-    """Measure a dictionary on texts, best held out from its training, beside a random decoder.
+    """Measure a dictionary on texts, best held out from its training, beside a random decoder and PCA at equal L0.
 
-    JSON: `metrics`: fvu, fvu_random (to beat), l0, dead, ce_model, ce_dictionary, ce_mean, ce_recovered.
+    DICTIONARY is a folder (Fairlead's, SAELens', sparsify's, Gemma Scope's, Llama Scope's) or hf:ORG/REPOSITORY/FOLDER. The run folder
+    gets quality.json and quality.html.
+
+    JSON: `metrics`: fvu, fvu_random and fvu_pca (to beat), l0, dead, ce_model, ce_dictionary, ce_mean, ce_recovered; `density`,
+    `stability`, `planted`.
 
     Example:
 
-        fairlead dict evaluate organism:pocket runs/dictionary task/data.jsonl --max-tokens 2000
+        fairlead dict evaluate organism:pocket runs/dictionary task/data.jsonl --max-tokens 2000 --out runs/quality
     """
     from fairlead.cli.show import show_facts
-    from fairlead.data import encode, load_data
-    from fairlead.dictionaries import evaluate_dictionary, load_dictionary
     from fairlead.models import load_model
+    from fairlead.reports import write_quality
+    from fairlead.studies.dictionary_quality import evaluate
 
+    folder = run_folder(out, "quality")
     with working():
-        start = load_model(model, dtype=dtype, device=device)
-        found = load_dictionary(dictionary)
-        encoded = encode(
-            load_data(data), start.tokenizer, max_length=max_length or start.max_length, on_long="truncate"
+        found = evaluate(
+            load_model(model, dtype=dtype, device=device),
+            dictionary,
+            data,
+            against=against,
+            planted_tokens=planted,
+            max_tokens=max_tokens,
+            max_length=max_length,
+            out=folder,
+            overwrite=overwrite,
         )
-        metrics = evaluate_dictionary(start, found, encoded, max_tokens=max_tokens)
+        write_quality(
+            folder / "quality.html", found, command=f"fairlead dict evaluate {model} {dictionary} {data}"
+        )
+    facts = {**found.metrics, **found.stability}
+    facts |= {f"planted.{name}": row for name, row in found.planted.items()}
     finish(
         "dict evaluate",
         as_json=as_json,
-        run=dictionary,
-        result={"metrics": metrics},
-        show=lambda console: show_facts(console, metrics),
+        run=folder,
+        result=found.model_dump(mode="json"),
+        show=lambda console: show_facts(console, facts),
     )
 
 
