@@ -293,3 +293,26 @@ def test_bfloat16(tiny, family):
     for value in values.values():
         assert value.isfinite().all()
         assert value.dtype in (torch.bfloat16, torch.float32)  # Mamba keeps its residual stream in float32
+
+
+def test_mlp_in_is_what_the_mlp_reads(tiny, family):
+    """The family's own MLP, applied to mlp_in by hand, gives mlp_out."""
+    model, batch = tiny.model(family), tiny.batch()
+    sites = model.sites("mlp_in")
+    assert [site.layer for site in sites] == [site.layer for site in model.sites("mlp_out")]
+    if (
+        family == "rwkv"
+    ):  # its MLP mixes each token with the one before and keeps a state: see the residual identity
+        return
+    found = everything(model, batch)
+    for site in sites:
+        block, value = model.module_at(Site("resid_post", site.layer)), found[site]
+        with torch.no_grad():
+            if family in ("bert", "esm"):
+                made = block.output.dense(block.intermediate(value))
+            else:
+                made = block.mlp(value)
+            made = made[0] if isinstance(made, tuple) else made
+            if family in ("gemma2", "gemma3", "olmo2"):
+                made = block.post_feedforward_layernorm(made)
+        torch.testing.assert_close(found[Site("mlp_out", site.layer)], made, **CLOSE)

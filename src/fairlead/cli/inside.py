@@ -47,8 +47,14 @@ def dict_train(
     site: Annotated[
         list[str] | None,
         typer.Option(
-            help="Where, e.g. layers.3.resid_post; the middle by default. Repeatable, as are the next three."
+            help="Where, e.g. layers.3.resid_post; the middle by default. Repeatable, as are the next three; all of a crosscoder's."
         ),
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="SITE", help="Where a transcoder writes, e.g. layers.3.mlp_out.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Second model of a crosscoder over two models.")
     ] = None,
     latents: Annotated[
         list[int] | None, typer.Option(min=2, help="Latents; 8 times the model's width by default.")
@@ -57,8 +63,15 @@ def dict_train(
     kind: Annotated[
         list[str] | None,
         typer.Option(
-            help="batch_topk (default), topk, or matryoshka (nested: general latents stay general)."
+            help="batch_topk (default), topk, jumprelu, matryoshka (nested: general latents stay general), "
+            "block_sparse (concepts of several dimensions), transcoder, crosscoder."
         ),
+    ] = None,
+    block: Annotated[
+        int | None, typer.Option(min=2, max=4, help="Latents of a block (block_sparse).")
+    ] = None,
+    skip: Annotated[
+        bool | None, typer.Option("--skip/--no-skip", help="Linear path beside the latents (transcoder).")
     ] = None,
     tokens: Annotated[
         int | None, typer.Option(min=1000, help="Tokens to train on, repetitions included.")
@@ -72,38 +85,43 @@ def dict_train(
     as_json: AsJson = False,
     config: ConfigFile = None,
 ) -> None:
-    """Train dictionaries (sparse autoencoders) on a model's activations; interrupted, the same command goes on.
+    """Train dictionaries (sparse autoencoders, transcoders, crosscoders) on a model's activations; interrupted, the same command goes on.
 
     Given several sites, widths, k or kinds, every combination is trained from one pass over the model, each in a folder of its own in the
     run folder. DATA may be a folder that `fairlead dict harvest` wrote. Under torchrun the processes train together.
 
-    JSON: `dictionaries`: for each `folder`, `site`, `d_model`, `d_dict`, `metrics` (fvu, l0, dead); of a single one also at the top.
+    JSON: `dictionaries`: for each `folder`, `kind`, `site`, `d_model`, `d_dict`, `metrics` (fvu, l0, dead); a single one's also at the top.
 
     Example:
 
         fairlead dict train organism:pocket task/data.jsonl --tokens 10000 --latents 256 --out runs/dictionary
 
         fairlead dict train organism:pocket task/data.jsonl --tokens 2000 --latents 64 --k 4 --k 8 --out runs/two-dictionaries
+
+        fairlead dict train organism:pocket task/data.jsonl --kind transcoder --to layers.2.mlp_out --tokens 5000 --out runs/transcoder
     """
     from fairlead.cli.show import show_facts
     from fairlead.core.processes import is_first, join, num_processes, on_first
+    from fairlead.dictionaries import DictionaryConfig
     from fairlead.models import load_model
-    from fairlead.studies.dictionaries import train_several
+    from fairlead.studies.dictionaries import JOINT, train_several
 
     join()
-    several = max(len(each or ()) for each in (site, latents, k, kind)) > 1
+    several = max(len(each or ()) for each in (latents, k, kind)) > 1
+    several |= len(site or ()) > 1 and not set(kind or ()) & set(JOINT)
     mark = "dictionaries.json" if several else ""
     folder = on_first(lambda: run_folder(out, "dictionary", mark=mark))
     with working():
         found = train_several(
             load_model(model, dtype=dtype, device=device),
             data,
+            config=DictionaryConfig.make(num_tokens=tokens, block=block, skip=skip, seed=seed),
             sites=site or (),
             widths=latents or (),
             ks=k or (),
             kinds=kind or (),
-            num_tokens=tokens,
-            seed=seed,
+            to_site=to,
+            against=load_model(against, dtype=dtype, device=device) if against else None,
             max_examples=max_examples,
             max_length=max_length,
             out=folder,
@@ -183,39 +201,66 @@ def dict_evaluate(
     dictionary: DictionaryArgument,
     data: DataName,
     *,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DICTIONARY", help="A second one (another seed): how much of this one comes back?"
+        ),
+    ] = None,
+    planted: Annotated[
+        int,
+        typer.Option(metavar="TOKENS", min=0, help="Train this kind on so many tokens of planted features."),
+    ] = 0,
     max_tokens: Annotated[int, typer.Option(min=100, help="Tokens to measure on.")] = 20_000,
     max_length: MaxLength = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
+    out: Out = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
     config: ConfigFile = None,
 ) -> None:
-    """Measure a dictionary on texts, best held out from its training, beside a random decoder.
+    """Measure a dictionary on texts, best held out from its training, beside a random decoder and PCA at equal L0.
 
-    JSON: `metrics`: fvu, fvu_random (to beat), l0, dead, ce_model, ce_dictionary, ce_mean, ce_recovered.
+    DICTIONARY is a folder (Fairlead's, SAELens', sparsify's, Gemma Scope's, Llama Scope's) or hf:ORG/REPOSITORY/FOLDER. The run folder
+    gets quality.json and quality.html.
+
+    JSON: `metrics`: fvu, fvu_random and fvu_pca (to beat), l0, dead, ce_model, ce_dictionary, ce_mean, ce_recovered; `density`,
+    `stability`, `planted`.
 
     Example:
 
-        fairlead dict evaluate organism:pocket runs/dictionary task/data.jsonl --max-tokens 2000
+        fairlead dict evaluate organism:pocket runs/dictionary task/data.jsonl --max-tokens 2000 --out runs/quality
     """
     from fairlead.cli.show import show_facts
-    from fairlead.data import encode, load_data
-    from fairlead.dictionaries import evaluate_dictionary, load_dictionary
     from fairlead.models import load_model
+    from fairlead.reports import write_quality
+    from fairlead.studies.dictionary_quality import evaluate
 
+    folder = run_folder(out, "quality")
     with working():
-        start = load_model(model, dtype=dtype, device=device)
-        found = load_dictionary(dictionary)
-        encoded = encode(
-            load_data(data), start.tokenizer, max_length=max_length or start.max_length, on_long="truncate"
+        found = evaluate(
+            load_model(model, dtype=dtype, device=device),
+            dictionary,
+            data,
+            against=against,
+            planted_tokens=planted,
+            max_tokens=max_tokens,
+            max_length=max_length,
+            out=folder,
+            overwrite=overwrite,
         )
-        metrics = evaluate_dictionary(start, found, encoded, max_tokens=max_tokens)
+        write_quality(
+            folder / "quality.html", found, command=f"fairlead dict evaluate {model} {dictionary} {data}"
+        )
+    facts = {**found.metrics, **found.stability}
+    facts |= {f"planted.{name}": row for name, row in found.planted.items()}
     finish(
         "dict evaluate",
         as_json=as_json,
-        run=dictionary,
-        result={"metrics": metrics},
-        show=lambda console: show_facts(console, metrics),
+        run=folder,
+        result=found.model_dump(mode="json"),
+        show=lambda console: show_facts(console, facts),
     )
 
 

@@ -1,7 +1,7 @@
 """Sites: model-independent names of places in a network.
 
 `embed`, `layers.3.resid_pre`, `layers.3.resid_post`, `layers.3.attn_out`, `layers.3.mlp_out`,
-`layers.3.mlp_act`, `layers.3.router`. What a name means in a given family is resolved in
+`layers.3.mlp_in`, `layers.3.mlp_act`, `layers.3.router`. What a name means in a given family is resolved in
 `fairlead.models`; everything else only passes sites around.
 """
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from fairlead.core.errors import SiteError
 
-LAYER_KINDS = ("resid_pre", "resid_post", "attn_out", "mlp_out", "mlp_act", "router")
+LAYER_KINDS = ("resid_pre", "resid_post", "attn_out", "mlp_in", "mlp_out", "mlp_act", "router")
 _PATTERN = re.compile(r"^layers\.(-?\d+)\.([a-z_]+)$")
 
 

@@ -1,12 +1,18 @@
-"""Dictionaries: sparse autoencoders of a model's activations, their training, files and quality."""
+"""Dictionaries: sparse autoencoders, transcoders and crosscoders of a model's activations, their training, files and quality."""
 
-from fairlead.dictionaries import batch_topk as _batch_topk  # the three register their kinds
+from fairlead.dictionaries import batch_topk as _batch_topk  # these register their kinds
+from fairlead.dictionaries import jumprelu as _jumprelu
 from fairlead.dictionaries import matryoshka as _matryoshka
 from fairlead.dictionaries import topk as _topk
+from fairlead.dictionaries.block_sparse import BlockSparse
 from fairlead.dictionaries.config import DictionaryConfig
-from fairlead.dictionaries.dictionary import Dictionary, load_dictionary
+from fairlead.dictionaries.crosscoder import Crosscoder
+from fairlead.dictionaries.dictionary import Dictionary
 from fairlead.dictionaries.evaluation import evaluate_dictionary, outside_span, token_loss
+from fairlead.dictionaries.joint import train_crosscoder, train_transcoder
 from fairlead.dictionaries.kinds import find_kind, register_kind
+from fairlead.dictionaries.loading import load_dictionary
+from fairlead.dictionaries.sparsify import save_sparsify
 from fairlead.dictionaries.training import (
     DictionarySpec,
     combine_specs,
@@ -14,11 +20,15 @@ from fairlead.dictionaries.training import (
     train_dictionaries,
     train_dictionary,
 )
+from fairlead.dictionaries.transcoder import Transcoder
 
 __all__ = [
+    "BlockSparse",
+    "Crosscoder",
     "Dictionary",
     "DictionaryConfig",
     "DictionarySpec",
+    "Transcoder",
     "combine_specs",
     "evaluate_dictionary",
     "find_kind",
@@ -26,8 +36,11 @@ __all__ = [
     "load_dictionary",
     "outside_span",
     "register_kind",
+    "save_sparsify",
     "token_loss",
+    "train_crosscoder",
     "train_dictionaries",
     "train_dictionary",
+    "train_transcoder",
 ]
-del _batch_topk, _matryoshka, _topk
+del _batch_topk, _jumprelu, _matryoshka, _topk

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from fairlead.core.config import Config
+
+_OF_KIND = {
+    "matryoshka": ("prefixes",),
+    "jumprelu": ("bandwidth", "sparsity_weight"),
+    "block_sparse": ("block",),
+    "transcoder": ("skip", "widths"),
+    "crosscoder": ("widths",),
+}
+_NO_MATTER = {"checkpoint_every", "precision", "prefetch", "spike"}
 
 
 class DictionaryConfig(Config):
@@ -36,6 +45,11 @@ class DictionaryConfig(Config):
             the search is repeated in float32 where rounding could have hidden one), or "auto": bfloat16 where it is much faster here.
         prefetch: Whether a thread harvests the next chunk while the dictionary trains; None: where there is a second core or a GPU.
         spike: A batch whose loss is this many times the usual one, or not finite, is passed over.
+        bandwidth: Width of the kernel of JumpReLU's straight-through estimators, where an activation's entries are about 1.
+        sparsity_weight: Weight of JumpReLU's penalty on `(L0 / k - 1)^2`.
+        block: Latents selected together (kind "block_sparse" only).
+        skip: A transcoder's linear path from input to output beside the latents.
+        widths: Widths of the sites that lie side by side in a batch (transcoder: input, output; crosscoder: all); () is one site.
         checkpoint_every: Steps between saved states.
         seed: Order of the tokens and the initial decoder.
     """
@@ -59,12 +73,19 @@ class DictionaryConfig(Config):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     prefetch: bool | None = None
     spike: float = Field(default=20.0, gt=1)
+    bandwidth: float = Field(default=0.1, gt=0)
+    sparsity_weight: float = Field(default=1.0, ge=0)
+    block: int = Field(default=2, ge=2, le=4)
+    skip: bool = False
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = ()
     checkpoint_every: int = Field(default=200, ge=1)
     seed: int = 0
 
     def sized(self, d_model: int) -> DictionaryConfig:
         """The same settings with every size and rate filled in for a model of width `d_model`."""
         d_dict = self.d_dict or 8 * d_model
+        if self.kind == "block_sparse":
+            d_dict = max(1, d_dict // self.block) * self.block
         boost = 4.0 if self.num_tokens < 10_000_000 else 1.0
         return self.model_copy(
             update={
@@ -74,6 +95,12 @@ class DictionaryConfig(Config):
                 "lr": self.lr or boost * 2e-4 / math.sqrt(d_dict / 2**14),
             }
         )
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide on the result: those of other kinds, of safety and of speed are left out."""
+        foreign = {name for kind, names in _OF_KIND.items() if kind != self.kind for name in names}
+        own = set(_OF_KIND.get(self.kind, ()))
+        return self.model_dump(mode="json", exclude=_NO_MATTER | (foreign - own))
 
     @property
     def num_steps(self) -> int:

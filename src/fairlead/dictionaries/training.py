@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,8 +24,9 @@ from fairlead.core.run import sha256_json
 from fairlead.core.site import Site
 from fairlead.data import ChatData, Encoded, encode
 from fairlead.dictionaries.config import DictionaryConfig
-from fairlead.dictionaries.dictionary import CONFIG_FILE, Dictionary, load_dictionary
+from fairlead.dictionaries.dictionary import CONFIG_FILE, Dictionary, find_architecture
 from fairlead.dictionaries.kinds import find_kind
+from fairlead.dictionaries.loading import load_dictionary
 from fairlead.dictionaries.source import ModelSource, Source, iter_training_batches
 from fairlead.dictionaries.trainer import Trainer
 
@@ -223,19 +224,17 @@ class _Run:
         self.state = (
             self.out.with_name(self.out.name + ".part") / STATE_FILE if self.out is not None else None
         )
+        self.made = find_architecture(self.config.kind) or Dictionary
+        if not self.made.reconstructs_itself:
+            raise DictionaryError(
+                f"a {self.config.kind} has several sites. Next: call train_{self.config.kind}, or choose another kind."
+            )
         self.trainer: Trainer | None = None
         self.found: Dictionary | None = None
         self.identity = ""
 
     def identify(self, model: Model, texts: str) -> None:
-        unused = {
-            "checkpoint_every",
-            "precision",
-            "prefetch",
-            "spike",
-        }  # these change rounding and safety only
-        unused |= set() if self.config.kind == "matryoshka" else {"prefixes"}
-        settings: dict[str, Any] = self.config.model_dump(mode="json", exclude=unused)
+        settings = self.config.identity()
         self.identity = sha256_json([settings, model.fingerprint, str(self.site), texts])
 
     def look(self, resume: bool, together: bool) -> None:
@@ -256,8 +255,9 @@ class _Run:
     def finish(self, model: Model) -> None:
         """Make the dictionary, save it, and remove the state."""
         assert self.trainer is not None
-        self.found = Dictionary(
+        self.found = self.made(
             self.trainer.export(),
+            **self.made.settings(self.config),
             site=self.site,
             model_fingerprint=model.fingerprint,
             model_name=model.name,

@@ -11,8 +11,9 @@ each:
 - `attn_out`, `mlp_out`: what is *added* to the residual stream. For Gemma 2/3 and OLMo 2 that is the output
   of the norm that follows the sublayer, for BERT, GPT-NeoX and Phi-3 the output of its dropout (in BERT the
   block's LayerNorm comes after the addition). The mixer of a state-space model counts as attention.
+- `mlp_in`: what the MLP reads: the stream after its norm (in BERT, which normalises after the addition, the stream).
 - `mlp_act`: input of the down projection, `[batch, seq, d_mlp]`. transformers 5 fuses the experts of
-  mixture-of-experts layers, so those have none.
+  mixture-of-experts layers, so those have no `mlp_act`.
 - `router`: router logits `[batch, seq, num_experts]`, read-only: the router has chosen its experts by then.
 
 An architecture that no table knows gets `embed`, `resid_pre` and `resid_post`, found by structure (the list
@@ -57,10 +58,13 @@ class Family:
     overrides: Mapping[tuple[int, str], tuple[str, Side]] = field(default_factory=dict)
 
 
-def _family(name: str, blocks: str, attn: str, mlp: str, act: str, **options: Any) -> Family:
+def _family(
+    name: str, blocks: str, attn: str, mlp: str, act: str, *, mlp_in: str = "mlp", **options: Any
+) -> Family:
     kinds: dict[str, tuple[str, Side]] = {"attn_out": (attn, "output")}
     if mlp:
-        kinds |= {"mlp_out": (mlp, "output"), "mlp_act": (act, "input"), "router": ("mlp.gate", "output")}
+        kinds |= {"mlp_in": (mlp_in, "input"), "mlp_out": (mlp, "output"), "mlp_act": (act, "input")}
+        kinds |= {"router": ("mlp.gate", "output")}
     return Family(name, blocks, kinds, **options)
 
 
@@ -78,13 +82,20 @@ RWKV = _family(
     "attention",
     "feed_forward",
     "feed_forward.value",
+    mlp_in="feed_forward",
     reads_mask=False,
     overrides={
         (0, "resid_pre"): ("pre_ln", "output")
     },  # block 0 normalises its input before the first addition
 )
 BERT = _family(
-    "bert", "encoder.layer", "attention.output.dropout", "output.dropout", "output.dense", causal=None
+    "bert",
+    "encoder.layer",
+    "attention.output.dropout",
+    "output.dropout",
+    "output.dense",
+    mlp_in="intermediate",
+    causal=None,
 )
 GENERIC = Family("generic", "", causal=None)
 
@@ -192,7 +203,7 @@ class Sites:
         """
         if kind is not None and kind not in ("embed", *LAYER_KINDS):
             raise SiteError(f"'{kind}' is not a kind of site. Next: one of embed, {', '.join(LAYER_KINDS)}.")
-        order = ("resid_pre", "attn_out", "router", "mlp_act", "mlp_out", "resid_post")
+        order = ("resid_pre", "attn_out", "mlp_in", "router", "mlp_act", "mlp_out", "resid_post")
         found = [Site("embed")] if kind in (None, "embed") else []
         for layer in range(self.num_layers):
             found += [

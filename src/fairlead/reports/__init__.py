@@ -3,6 +3,7 @@
 from fairlead.reports.findings import Finding, find_shortfalls
 from fairlead.reports.numbers import Goals, summarize
 from fairlead.reports.page import render_report, write_report
+from fairlead.reports.quality import density_svg, render_quality, write_quality
 from fairlead.reports.runs import RunInfo, report_run
 from fairlead.reports.svg import arms_svg, curves_svg, menu_svg, save_svg
 
@@ -12,11 +13,14 @@ __all__ = [
     "RunInfo",
     "arms_svg",
     "curves_svg",
+    "density_svg",
     "find_shortfalls",
     "menu_svg",
+    "render_quality",
     "render_report",
     "report_run",
     "save_svg",
     "summarize",
+    "write_quality",
     "write_report",
 ]

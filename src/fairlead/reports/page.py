@@ -141,7 +141,7 @@ def render_report(
     figures = {k: f for k, f in figures.items() if f is not None}
     context["figures"] = {k: Markup(text.script_json(f.to_plotly_json())) for k, f in figures.items()}
     context["sections"] = _sections(context)
-    scripts = [_asset("report.js")]
+    scripts = [asset("report.js")]
     if figures:
         from plotly.offline import get_plotlyjs
 
@@ -149,7 +149,7 @@ def render_report(
         scripts.insert(0, re.sub("</(?=script)", r"<\\/", plotly_js, flags=re.IGNORECASE))
     context["scripts"] = [Markup(script) for script in scripts]
     context["hashes"] = [_csp_hash(script) for script in scripts]
-    context["css"] = Markup(_asset("report.css"))
+    context["css"] = Markup(asset("report.css"))
     return environment().get_template("report.html").render(context)
 
 
@@ -286,7 +286,8 @@ def _default_title(
     return f"Verification of {Path(verification.model).name}" if verification else "Fairlead report"
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Text of a file that stands beside the templates."""
     return (Path(__file__).parent / "templates" / name).read_text("utf-8")
 
 

@@ -1,4 +1,7 @@
-"""Train dictionaries for the command line: every combination of sites, widths, k and kinds, from one pass over the model."""
+"""Train dictionaries: every combination of sites, widths, k and kinds from one pass over the model, or one over several sites at once.
+
+A transcoder goes from a site to another, a crosscoder lies over several sites or over two models; both are trained one at a time.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairlead.activations import ActivationStore
+from fairlead.core.errors import ConfigError
 from fairlead.core.processes import is_first
 from fairlead.core.run import write_json
-from fairlead.data import load_data
+from fairlead.data import ChatData, load_data
 from fairlead.dictionaries import (
     Dictionary,
     DictionaryConfig,
     combine_specs,
+    train_crosscoder,
     train_dictionaries,
     train_dictionary,
+    train_transcoder,
 )
 
 if TYPE_CHECKING:
@@ -24,17 +30,21 @@ if TYPE_CHECKING:
 SUMMARY_FILE = "dictionaries.json"
 
 
+JOINT = ("transcoder", "crosscoder")  # kinds over several sites
+
+
 def train_several(
     model: Model,
     data: str,
     *,
     out: Path,
+    config: DictionaryConfig | None = None,
     sites: Sequence[str] = (),
     widths: Sequence[int] = (),
     ks: Sequence[int] = (),
     kinds: Sequence[str] = (),
-    num_tokens: int | None = None,
-    seed: int = 0,
+    to_site: str | None = None,
+    against: Model | None = None,
     max_examples: int | None = None,
     max_length: int | None = None,
     together: bool = False,
@@ -43,11 +53,32 @@ def train_several(
 
     Args:
         data: A data set, or the folder of an `ActivationStore`.
+        config: What is not combined.
+        to_site: Where a transcoder writes.
+        against: The second model of a crosscoder over two models.
 
     Returns:
-        Facts about each: `folder`, `site`, `d_model`, `d_dict`, `metrics`.
+        Facts about each: `folder`, `kind`, `site`, `d_model`, `d_dict`, `metrics`.
+
+    Raises:
+        ConfigError: Sites or models that do not go with the kind.
+        DictionaryError: As `train_dictionary`.
     """
-    config = DictionaryConfig.make(num_tokens=num_tokens, seed=seed)
+    config = config or DictionaryConfig.make()
+    named = kinds or [config.kind]
+    if set(named) & set(JOINT) or to_site is not None or against is not None:
+        if max(len(named), len(widths), len(ks)) > 1:
+            raise ConfigError(
+                "a transcoder or crosscoder is trained by itself. Next: give one --kind, --latents and --k."
+            )
+        one = DictionaryConfig.make(
+            config.model_dump(), kind=named[0], d_dict=next(iter(widths), None), k=next(iter(ks), None)
+        )
+        texts = load_data(data, max_records=max_examples)
+        joint = train_joint(
+            model, texts, one, sites=sites, to_site=to_site, against=against, out=out, max_length=max_length
+        )
+        return [_facts(joint, out)]
     specs = combine_specs(model, config, sites=sites, widths=widths, ks=ks, kinds=kinds)
     if ActivationStore.is_one(data):
         texts = ActivationStore(data)
@@ -74,9 +105,47 @@ def train_several(
     return facts
 
 
+def train_joint(
+    model: Model,
+    data: ChatData,
+    config: DictionaryConfig,
+    *,
+    out: Path,
+    sites: Sequence[str] = (),
+    to_site: str | None = None,
+    against: Model | None = None,
+    max_length: int | None = None,
+) -> Dictionary:
+    """Train a transcoder or a crosscoder.
+
+    Args:
+        sites: Where a transcoder reads (None: the input of the MLP that it writes for), or all sites of a crosscoder.
+
+    Raises:
+        ConfigError: Sites or models that do not go with the kind.
+    """
+    if (to_site is not None) != (config.kind == "transcoder"):
+        raise ConfigError(
+            "a transcoder, and only it, goes from a site to another. Next: use --kind transcoder with --site and --to."
+        )
+    if config.kind != "crosscoder" and (len(sites) > 1 or against is not None):
+        raise ConfigError(
+            f"a {config.kind} has one model and one --site to read. Next: use --kind crosscoder, or give one --site and no --against."
+        )
+    if to_site is not None:
+        start = sites[0] if sites else to_site.replace("mlp_out", "mlp_in")
+        return train_transcoder(
+            model, data, site=start, to_site=to_site, config=config, out=out, max_length=max_length
+        )
+    models = [model] if against is None else [model, against]
+    places = list(sites) or [str(model.default_site())]
+    return train_crosscoder(models, data, sites=places, config=config, out=out, max_length=max_length)
+
+
 def _facts(found: Dictionary, folder: Path) -> dict[str, Any]:
     return {
         "folder": folder,
+        "kind": found.config.get("kind", found.architecture),
         "site": str(found.site),
         "d_model": found.d_model,
         "d_dict": found.d_dict,
