@@ -84,6 +84,8 @@ class Entry(Record):
     promoted: tuple[TokenEffect, ...] = ()
     suppressed: tuple[TokenEffect, ...] = ()
     words: tuple[tuple[str, float], ...] = ()  # words that tell its texts, with their F-score
+    acts_on: tuple[tuple[str, float], ...] = ()  # words that carry its activation, with their share
+    word_label: str = ""  # the label made of words, where a language model gave the label
 
 
 class Hit(NamedTuple):

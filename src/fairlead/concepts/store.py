@@ -42,7 +42,7 @@ def write_database(
     *,
     meta: Mapping[str, Any],
     neighbours: Sequence[tuple[str, str, float, float]] = (),
-    contexts: Mapping[str, Sequence[str]] | None = None,
+    texts: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
     """Write the database, all or nothing.
 
@@ -51,7 +51,7 @@ def write_database(
         entries: Concepts in the order in which they are listed.
         meta: Model, dictionary, corpus, ...; format and version are added.
         neighbours: (id, other, cosine, together).
-        contexts: Texts of each concept for the full-text search; those of its examples where None.
+        texts: Texts of each concept for the full-text search; those of its examples where None.
     """
     with atomic_path(path) as temporary:
         base = sqlite3.connect(temporary)
@@ -80,7 +80,7 @@ def write_database(
             )
             base.executemany(
                 "INSERT INTO text VALUES (?, ?, ?, ?)",
-                [(entry.concept.id, *_searchable(entry, contexts)) for entry in entries],
+                [(entry.concept.id, *_searchable(entry, texts)) for entry in entries],
             )
             base.commit()
         finally:
@@ -88,14 +88,10 @@ def write_database(
     return path
 
 
-def _searchable(entry: Entry, contexts: Mapping[str, Sequence[str]] | None) -> tuple[str, str, str]:
+def _searchable(entry: Entry, texts: Mapping[str, Sequence[str]] | None) -> tuple[str, str, str]:
     concept = entry.concept
-    shown = (
-        contexts.get(concept.id, ())
-        if contexts is not None
-        else ["".join(e.tokens) for e in concept.examples]
-    )
-    return concept.label, " ".join(concept.tokens), "\n".join(shown)
+    shown = ["".join(e.tokens) for e in concept.examples] if texts is None else texts.get(concept.id, ())
+    return f"{concept.label} {entry.word_label}", " ".join(concept.tokens), "\n".join(shown)
 
 
 def write_examples(path: Path, examples: Mapping[str, Sequence[Example]]) -> Path:

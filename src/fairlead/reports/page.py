@@ -141,15 +141,15 @@ def render_report(
     figures = {k: f for k, f in figures.items() if f is not None}
     context["figures"] = {k: Markup(text.script_json(f.to_plotly_json())) for k, f in figures.items()}
     context["sections"] = _sections(context)
-    scripts = [_asset("report.js")]
+    scripts = [asset("report.js")]
     if figures:
         from plotly.offline import get_plotlyjs
 
         plotly_js = get_plotlyjs().replace("\r\n", "\n")
         scripts.insert(0, re.sub("</(?=script)", r"<\\/", plotly_js, flags=re.IGNORECASE))
     context["scripts"] = [Markup(script) for script in scripts]
-    context["hashes"] = [_csp_hash(script) for script in scripts]
-    context["css"] = Markup(_asset("report.css"))
+    context["hashes"] = [csp_hash(script) for script in scripts]
+    context["css"] = Markup(asset("report.css"))
     return environment().get_template("report.html").render(context)
 
 
@@ -286,9 +286,11 @@ def _default_title(
     return f"Verification of {Path(verification.model).name}" if verification else "Fairlead report"
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of the templates, as text."""
     return (Path(__file__).parent / "templates" / name).read_text("utf-8")
 
 
-def _csp_hash(script: str) -> str:
+def csp_hash(script: str) -> str:
+    """What a content security policy calls a script that it allows."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
