@@ -138,7 +138,8 @@ def show_contrasts(console: Console, lines: Sequence[Contrast]) -> None:
     """Which concepts tell two sets of texts apart."""
     table = _table("What tells them apart")
     for name, justify in (
-        ("id", "left"), ("label", "left"), ("AUROC", "right"), ("95 % interval", "right"), ("q", "right"), ("first", "right"), ("second", "right"),
+        ("id", "left"), ("label", "left"), ("AUROC", "right"), ("95 % interval", "right"), ("q", "right"),
+        ("first", "right"), ("second", "right"),
     ):  # fmt: skip
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for line in lines:

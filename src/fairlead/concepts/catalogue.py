@@ -192,10 +192,15 @@ class Catalogue:
         Raises:
             CatalogueError: No such concept, or the file of examples is missing or broken.
         """
-        self.entry(concept_id)
+        return self.examples_of([concept_id])[concept_id]
+
+    def examples_of(self, concept_ids: Sequence[str]) -> dict[str, list[Example]]:
+        """The same for several concepts, in one reading of the file."""
+        for concept_id in concept_ids:
+            self.entry(concept_id)
         path = self.folder / EXAMPLES
         try:
-            return read_examples(path, concept_id)
+            return read_examples(path, concept_ids)
         except (OSError, ValueError, KeyError) as error:
             raise CatalogueError(
                 f"{path}: cannot be read ({error}). Next: build the catalogue again."

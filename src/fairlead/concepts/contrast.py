@@ -1,8 +1,9 @@
 """Which concepts tell two sets of texts apart.
 
-Per concept: its mean (or strongest) activation in each text, the AUROC of the first set against the second, a permutation p-value (which texts
-belong to which set is shuffled; the ranks stay), corrected for the number of concepts by Benjamini and Hochberg (1995), and for the best
-a bootstrap interval. Order: by |2 AUROC - 1|; concepts that tell the sets apart equally well by their share of the difference in activation.
+Per concept: its mean (or strongest) activation in each text, the AUROC of the first set against the second, a permutation p-value (which
+texts belong to which set is shuffled; the ranks stay), corrected for the number of concepts by Benjamini and Hochberg (1995), and for
+the best a bootstrap interval. Order: by |2 AUROC - 1|; concepts that tell the sets apart equally well by their share of the difference
+in activation.
 """
 
 from __future__ import annotations

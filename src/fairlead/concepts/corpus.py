@@ -72,11 +72,12 @@ class Corpus(Sequence[Encoded]):
         return self._kept[index]
 
     def _read(self, start: int, stop: int) -> list[Encoded]:
-        rows = self._rows[start:stop]
-        if rows and not isinstance(rows[0], Encoded):
-            data = ChatData(list(rows), self._source)
-            rows = encode(data, self._tokenizer, max_length=self._max_length, on_long="truncate")
-        return [replace(row, index=start + place) for place, row in enumerate(rows)]
+        found = [row for row in self._rows[start:stop] if isinstance(row, Encoded)]
+        if not found:
+            rows = [row for row in self._rows[start:stop] if isinstance(row, Row)]
+            data = ChatData(rows, self._source)
+            found = encode(data, self._tokenizer, max_length=self._max_length, on_long="truncate")
+        return [replace(row, index=start + place) for place, row in enumerate(found)]
 
 
 class Stretch(NamedTuple):

@@ -20,7 +20,7 @@ from fairlead.concepts.harvest import Harvest, is_held_out
 from fairlead.concepts.labels import NUMBER
 from fairlead.concepts.near import nearest_pairs
 from fairlead.concepts.scoring import Fuzz, bound_of, make_fuzz, word_detection, word_fuzzing
-from fairlead.concepts.words import WordLabel, WordTable, acts_on, word_label, word_scores
+from fairlead.concepts.words import WordLabel, WordTable, acts_on, is_part, word_label, word_scores
 from fairlead.core.progress import track
 from fairlead.core.records import Concept, TokenContext
 from fairlead.data import Encoded, collate
@@ -305,7 +305,8 @@ def _label(
     other = matrix[[place_of[n] for n in picks.other]] if picks.other else matrix[:0]
     score = word_scores(shown, other, picks.prevalence)
     names = table.names
-    best = [int(w) for w in np.argsort(-score)[:_WORDS_KEPT] if score[w] > 0]
+    ranked = [int(w) for w in np.argsort(-score) if score[w] > 0 and not is_part(names[w])]
+    best = ranked[:_WORDS_KEPT]
     activation: dict[str, float] = {}
     times: dict[str, int] = {}
     homes: dict[str, set[str]] = {}

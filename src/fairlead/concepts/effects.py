@@ -1,9 +1,9 @@
 """What a concept does to the next token directly: its direction through the final norm and the unembedding.
 
-Logit attribution (the logit lens on decoder rows, as in Bricken et al. 2023, "Towards monosemanticity", and Bloom and Lin 2024): the concept's unit
-direction is added to hidden states at the end of the last block, and the change of the final norm's output, averaged over them, is
-multiplied with the unembedding. The norm is differentiated by a small step at real hidden states instead of being replaced by its weights, so
-that any norm will do. It leaves out what later layers make of the concept: measured effects are a matter of steering.
+Logit attribution (the logit lens on decoder rows, as in Bricken et al. 2023, "Towards monosemanticity"): the concept's unit direction is
+added to hidden states at the end of the last block, and the change of the final norm's output, averaged over them, is multiplied with
+the unembedding. The norm is differentiated by a small step at real hidden states instead of being replaced by its weights, so that any
+norm will do. It leaves out what later layers make of the concept: measured effects are a matter of steering.
 """
 
 from __future__ import annotations

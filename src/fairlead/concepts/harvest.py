@@ -11,8 +11,10 @@ The state is a dict of tensors (`save`, `load` as safetensors).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,8 +22,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fairlead.concepts.corpus import Block
-from fairlead.core.run import atomic_path
+from fairlead.concepts.corpus import Block, GroupSums, iter_blocks
+from fairlead.core.progress import Meter
+from fairlead.core.run import atomic_path, sha256_json
+from fairlead.data import Encoded
+from fairlead.dictionaries import Dictionary
+
+if TYPE_CHECKING:
+    from fairlead.models import Model
 
 NUM_DRAWN = 192
 NUM_TOP = 24
@@ -29,6 +37,8 @@ NUM_NEAR = 24
 _SAMPLE_CELLS = 24_000_000
 _LARGE = 1 << 62
 _EMPTY = -1
+_CHUNK_ROWS = 512
+_SAVE_EVERY = 30.0  # seconds
 
 
 def mix(numbers: Tensor, salt: int) -> Tensor:
@@ -180,3 +190,54 @@ def concept_directions(decoder: Tensor, groups: Sequence[Sequence[int]]) -> Tens
     """`[concept, d]`: unit sums of the concepts' decoder rows."""
     rows = torch.stack([decoder[list(group)].float().sum(0) for group in groups])
     return rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def run_harvest(
+    path: Path,
+    model: Model,
+    dictionary: Dictionary,
+    corpus: Sequence[Encoded],
+    groups: Sequence[Sequence[int]],
+    *,
+    window: int,
+    seed: int,
+    max_tokens: int | None = None,
+    label: str = "harvest",
+) -> Harvest:
+    """One pass over a corpus; its state is saved at `path` now and then, and taken up from there.
+
+    Args:
+        path: File of the state.
+        corpus: Rows whose `index` is their place.
+        groups: Latents of each concept.
+        window: Tokens of a stretch.
+        seed: Of the draws.
+        max_tokens: Stop after so many.
+        label: Of the progress display.
+    """
+    harvest = Harvest(concept_directions(dictionary.decoder.cpu(), groups), seed=seed)
+    identity = sha256_json(
+        [dictionary.sha256, model.fingerprint, [list(group) for group in groups], len(corpus), window, seed]
+    )
+    if path.is_file():
+        harvest.load(path, identity=identity)
+    sums = GroupSums(groups, dictionary.d_dict)
+    start = int(harvest.state["next_row"])
+    meter, saved = Meter(label, len(corpus), "rows"), time.monotonic()
+    meter.done = start
+    try:
+        for first in range(start, len(corpus), _CHUNK_ROWS):
+            rows = [corpus[place] for place in range(first, min(first + _CHUNK_ROWS, len(corpus)))]
+            for block in iter_blocks(model, dictionary, rows, sums, window=window):
+                harvest.add(block)
+            harvest.state["next_row"][0] = first + len(rows)
+            meter.advance(len(rows), f"{harvest.num_tokens:,} tokens")
+            if max_tokens is not None and harvest.num_tokens >= max_tokens:
+                break
+            if time.monotonic() - saved > _SAVE_EVERY:
+                harvest.save(path, identity=identity)
+                saved = time.monotonic()
+    finally:
+        meter.close()
+    harvest.save(path, identity=identity)
+    return harvest

@@ -18,16 +18,16 @@ from fairlead.llm import LanguageModel, quote_data
 
 _LABEL_TASK = (
     "You describe one internal feature of a language model. You get texts in which it acts, with the tokens on which it acts most "
-    "between >> and <<, then texts in which it does not act. Say in at most ten words what the first texts have in common that the others "
-    "lack: the most specific description that fits them all."
+    "between >> and <<, then texts in which it does not act. Say in at most ten words what the first texts have in common that the "
+    "others lack: the most specific description that fits them all."
 )
 _DETECT_TASK = (
     "You get the description of a feature of texts, and numbered texts. Give the numbers of the texts that have the feature; an empty list "
     "if none has."
 )
 _FUZZ_TASK = (
-    "You get the description of a feature of texts, and numbered texts with some tokens between >> and <<. Give the numbers of the texts in "
-    "which the marked tokens are those that the description is about; an empty list if none is."
+    "You get the description of a feature of texts, and numbered texts with some tokens between >> and <<. Give the numbers of the texts "
+    "in which the marked tokens are those that the description is about; an empty list if none is."
 )
 MAX_LABEL = 120
 
@@ -101,7 +101,7 @@ def ask_scores(
     rng = np.random.default_rng(seed)
     if len(shown) < MIN_TEXTS or len(other) < MIN_TEXTS:
         return LabelScores(judge=llm.name)
-    texts = [*shown, *other, *near]
+    texts: list[str] = [*shown, *other, *near]
     yes = _ask(llm, _DETECT_TASK, label, texts, rng)
     hits = yes[: len(shown)].mean()
     quiet = 1 - yes[len(shown) : len(shown) + len(other)].mean()
@@ -129,7 +129,7 @@ def _ask(
     order = rng.permutation(len(texts))
     parts = [task, "Description:", quote_data(label, label="description")]
     for number, place in enumerate(order):
-        parts.append(quote_data(texts[place], label=f"text {number + 1}", max_chars=800))
+        parts.append(quote_data(texts[int(place)], label=f"text {number + 1}", max_chars=800))
     answer = llm.complete(
         [{"role": "user", "content": "\n\n".join(parts)}], schema=MatchAnswer, temperature=0.0
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -34,12 +35,12 @@ def nearest_pairs(
         (concept, other, cosine, phi coefficient).
     """
     unit = directions.numpy()
-    acts = csr_array(active, dtype=np.float32)
+    acts: Any = csr_array(active, dtype=np.float32)  # scipy does not type a sparse product
     often, tokens = np.asarray(acts.sum(0), dtype=np.float64).ravel(), acts.shape[0]
     dense = (
         acts.toarray() if tokens * unit.shape[0] <= _DENSE else None
     )  # concepts act often: dense is faster where it fits
-    for start in range(0, unit.shape[0], _BLOCK):
+    for start in range(0, len(unit), _BLOCK):
         part = slice(start, start + _BLOCK)
         cosine = unit[part] @ unit.T
         both = dense[:, part].T @ dense if dense is not None else (acts[:, part].T @ acts).toarray()

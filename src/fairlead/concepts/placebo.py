@@ -1,8 +1,8 @@
 """The placebo of a catalogue: a dictionary of random directions that fires as often as the real one.
 
-Each latent reads and writes one random unit direction; its threshold is set so that it acts on as large a share of tokens as a latent of the
-real dictionary does. Random directions of a residual stream are not meaningless (they mix what is there), so a label has to beat
-theirs, not chance.
+Each latent reads and writes one random unit direction; its threshold is set so that it acts on as large a share of tokens as a latent
+of the real dictionary does. Random directions of a residual stream are not meaningless (the tail of any direction is made of the few
+kinds of token with large activations), so a label has to beat theirs, not chance.
 """
 
 from __future__ import annotations

@@ -5,20 +5,20 @@ Follows "Automatically interpreting millions of features in large language model
 - *detection*: given the label, tell texts that show the concept from texts that do not;
 - *fuzzing*: given the label, tell texts with the right tokens highlighted from texts with wrong ones highlighted.
 
-Departures: scores are AUROCs, not accuracies; half of detection's negatives are near misses (texts in which the concept does not act although
-some token lies furthest along its direction); without a language model the label's own words are the judge: a text matches as far as it
-has them, a highlighting as far as it lies on them. A text shows a concept when its mean activation exceeds half of the 95th percentile over
-texts (`labels.shows_concept`).
+Departures: scores are AUROCs, not accuracies; half of detection's negatives are near misses (texts in which the concept does not act
+although some token lies furthest along its direction); without a language model the label's own words are the judge: a text matches as
+far as it has them, a highlighting as far as it lies on them. A text shows a concept when its mean activation exceeds half of the 95th
+percentile over texts (`labels.shows_concept`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fairlead.concepts.entries import LabelScores
+from fairlead.concepts.entries import Entry, LabelScores
 from fairlead.core.stats import auroc
 
 MIN_TEXTS = 4
@@ -112,3 +112,18 @@ def word_fuzzing(keywords: Mapping[str, float], fuzzes: Sequence[Fuzz]) -> float
 
     found = auroc([weight(f, f.right) for f in fuzzes], [weight(f, f.wrong) for f in fuzzes])
     return round(found, 4)
+
+
+def summarize_scores(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Means of the label scores of some concepts, over concepts and `weighted` by activation, and the 90th percentile of their value."""
+    out: dict[str, Any] = {"num": len(entries)}
+    for name in ("detection", "detection_near", "fuzzing", "value"):
+        values = [v for e in entries if (v := getattr(e.scores, name)) is not None]
+        out[name] = round(float(np.mean(values)), 4) if values else None
+        out[f"num_{name}"] = len(values)
+    pairs = [(e.scores.value, e.statistics.mean) for e in entries if e.scores.value is not None]
+    total = sum(weight for _, weight in pairs)
+    out["weighted"] = round(sum(v * w for v, w in pairs) / total, 4) if total > 0 else None
+    values = [value for value, _ in pairs]
+    out["value_90"] = round(float(np.quantile(values, 0.9)), 4) if values else None
+    return out

@@ -116,20 +116,16 @@ def write_examples(path: Path, examples: Mapping[str, Sequence[Example]]) -> Pat
     return path
 
 
-def read_examples(path: Path, concept_id: str) -> list[Example]:
-    """The examples of one concept, in the order in which they were written."""
+def read_examples(path: Path, concepts: Sequence[str]) -> dict[str, list[Example]]:
+    """The examples of some concepts, each in the order in which they were written."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, filters=[("concept", "==", concept_id)])
-    return [
-        Example(
-            kind=row["kind"],
-            peak=row["peak"],
-            context=TokenContext(
-                tokens=tuple(row["tokens"]),
-                scores=tuple(round(float(score), 4) for score in row["scores"]),
-                example=row["row"],
-            ),
+    found: dict[str, list[Example]] = {concept: [] for concept in concepts}
+    for row in pq.read_table(path, filters=[("concept", "in", list(concepts))]).to_pylist():
+        context = TokenContext(
+            tokens=tuple(row["tokens"]),
+            scores=tuple(round(float(score), 4) for score in row["scores"]),
+            example=row["row"],
         )
-        for row in table.to_pylist()
-    ]
+        found[row["concept"]].append(Example(kind=row["kind"], peak=row["peak"], context=context))
+    return found

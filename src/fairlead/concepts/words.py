@@ -52,7 +52,7 @@ class WordTable:
         A part is a token within a longer word, `ba-` at its start and `-olia` after it, or the digits of a number: what a latent acts on
         is often that and not the word.
         """
-        found = [("", "")] * len(ids)
+        found: list[tuple[str, str]] = [("", "") for _ in ids]
         for word, where in self.split(ids):
             name = self.names[word]
             for at in where:
@@ -78,16 +78,14 @@ class WordTable:
     def matrix(self, stretches: Sequence[int]) -> csr_array:
         """`[stretch, word]`: 1 where a stretch has a word."""
         rows = [self.distinct(int(stretch)) for stretch in stretches]
-        column = np.concatenate(rows) if rows else np.zeros(0, dtype=int)
+        column = np.concatenate([np.zeros(0, dtype=int), *rows])
         place = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
         return csr_array(
             (np.ones(len(column)), (place, column)), shape=(len(rows), max(len(self._number), 1))
         )
 
 
-def word_scores(
-    shown_EW: csr_array, other_EW: csr_array, prevalence: float, *, beta: float = 0.5
-) -> np.ndarray:
+def word_scores(shown_EW: Any, other_EW: Any, prevalence: float, *, beta: float = 0.5) -> np.ndarray:
     """How well each word tells the stretches that show a concept: F-beta of "the stretch has the word", `[word]`.
 
     Args:
@@ -116,7 +114,7 @@ class WordLabel(NamedTuple):
 
     Attributes:
         text: As shown.
-        words: Context words with their F-score, best first; the first four are in the label.
+        words: Context words with their F-score, best first; the first ones are in the label (`labelling`).
         acts_on: Words that carry the activation, with their share of it.
     """
 
@@ -127,7 +125,7 @@ class WordLabel(NamedTuple):
     @property
     def keywords(self) -> dict[str, float]:
         """The words in the label itself, with their weight."""
-        found = dict(self.words[:NUM_WORDS])
+        found = dict(labelling(self.words))
         for word, share in self.acts_on:
             found.setdefault(word, 0.5 * share)
         return found
@@ -164,7 +162,12 @@ def acts_on(
 
 def is_part(name: str) -> bool:
     """Whether a name is that of a part of a word (see `WordTable.features`)."""
-    return len(name) > 1 and (name[0] == "-") != (name[-1] == "-") or name.isdigit()
+    return (len(name) > 1 and (name[0] == "-") != (name[-1] == "-")) or name.isdigit()
+
+
+def labelling(words: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """The context words that make the label: the best, and at most three more that tell a quarter as well or better."""
+    return [(word, score) for word, score in words[:NUM_WORDS] if score >= words[0][1] / 4]
 
 
 def word_label(
@@ -172,8 +175,8 @@ def word_label(
 ) -> WordLabel:
     """Put a label together: context words, then what it acts on where that says more."""
     place = 0.5 if in_answers is None else in_answers
-    text = make_label([word for word, _ in words], place, num=NUM_WORDS)
-    named = {word for word, _ in words[:NUM_WORDS]}
+    text = make_label([word for word, _ in labelling(words)], place, num=NUM_WORDS)
+    named = {word for word, _ in labelling(words)}
     new = [word for word, _ in on if word not in named]
     if new:
         base, where = text, ""

@@ -11,10 +11,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fairlead.concepts import Catalogue, Entry, Inspection
+from fairlead.concepts import Catalogue, Entry, Example, Inspection
 from fairlead.core.records import TokenContext
 from fairlead.core.run import atomic_path, versions
 from fairlead.reports import palette
+from fairlead.reports.answers import Token
 from fairlead.reports.page import asset, csp_hash, environment
 
 KINDS = (
@@ -41,12 +42,13 @@ def write_catalogue_page(path: str | Path, catalogue: Catalogue, *, limit: int =
     meta, placebo = catalogue.meta, catalogue.meta.get("placebo") or {}
     bad_below = placebo.get("value_90")
     entries = catalogue.entries[:limit]
+    examples = catalogue.examples_of([entry.concept.id for entry in entries])
     script = asset("catalogue.js")
     context: dict[str, Any] = {
         "title": f"What {Path(catalogue.model_name).name} knows at {catalogue.site}",
         "verdict": _verdict(catalogue, bad_below),
         "tiles": _tiles(catalogue, placebo),
-        "rows": [_row(catalogue, entry, bad_below) for entry in entries],
+        "rows": [_row(catalogue, entry, examples[entry.concept.id], bad_below) for entry in entries],
         "kinds": KINDS,
         "bad_below": bad_below,
         "facts": [
@@ -96,9 +98,8 @@ def _write(path: str | Path, template: str, context: dict[str, Any]) -> Path:
     return path
 
 
-def _row(catalogue: Catalogue, entry: Entry, bad_below: float | None) -> dict[str, Any]:
+def _row(catalogue: Catalogue, entry: Entry, shown: list[Example], bad_below: float | None) -> dict[str, Any]:
     concept, value = entry.concept, entry.scores.value
-    shown = catalogue.examples(concept.id)
     found = [concept.id, concept.label, entry.word_label, *concept.tokens]
     found += [effect.token for effect in entry.promoted[:8]]
     density = entry.statistics.density
@@ -109,12 +110,23 @@ def _row(catalogue: Catalogue, entry: Entry, bad_below: float | None) -> dict[st
         "good": value is not None and value >= GOOD,
         "bar": round(100 * max(0.0, (value or 0.5) - 0.5), 1),
         "density": f"{density:.1%}" if density >= 0.01 else f"{density:.3%}",
-        "examples": {kind: [e.context for e in shown if e.kind == kind][: _SHOWN[kind]] for kind, _ in KINDS},
+        "examples": {
+            kind: [_tokens(e.context, entry.statistics.max) for e in shown if e.kind == kind][: _SHOWN[kind]]
+            for kind, _ in KINDS
+        },
         "near": [one for one in catalogue.neighbours(concept.id, 4) if one.cosine > 0.1],
         "together": [
             one for one in catalogue.neighbours(concept.id, 4, by="together") if one.together > 0.05
         ],
     }
+
+
+def _tokens(context: TokenContext, top: float) -> list[Token]:
+    """Tokens with their highlight, 0 to 4, on one scale for all examples of a concept."""
+    return [
+        Token(text, 0 if score <= 0 or top <= 0 else min(4, 1 + int(3.999 * (score / top) ** 0.5)))
+        for text, score in zip(context.tokens, context.scores, strict=True)
+    ]
 
 
 def _verdict(catalogue: Catalogue, bad_below: float | None) -> str:

@@ -7,8 +7,8 @@ directions, whose label scores stand beside; 5. with a language model, its label
 
 from __future__ import annotations
 
+import itertools
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,17 @@ import numpy as np
 import torch
 
 from fairlead.concepts import Catalogue, Entry, LabelScores
-from fairlead.concepts.corpus import MAX_WINDOWS, WINDOW, Corpus, GroupSums, iter_blocks
+from fairlead.concepts.corpus import MAX_WINDOWS, WINDOW, Corpus
 from fairlead.concepts.describe import Described, describe
 from fairlead.concepts.grouping import MERGE_SIMILARITY, MIN_SIMILARITY, group_latents
-from fairlead.concepts.harvest import Harvest, concept_directions
+from fairlead.concepts.harvest import run_harvest
 from fairlead.concepts.llm_labels import ask_label, ask_scores
 from fairlead.concepts.placebo import random_dictionary
 from fairlead.concepts.profiles import latent_profile
+from fairlead.concepts.scoring import summarize_scores
 from fairlead.concepts.store import DATABASE, EXAMPLES, write_database, write_examples
 from fairlead.core.errors import ConfigError, DictionaryError
-from fairlead.core.progress import Meter, track
+from fairlead.core.progress import track
 from fairlead.core.run import Run, read_json, sha256_json
 from fairlead.data import ChatData, Encoded, load_data
 from fairlead.dictionaries import Dictionary, load_dictionary
@@ -34,8 +35,6 @@ from fairlead.llm import LanguageModel, connect
 from fairlead.models import Model, load_model
 
 _GROUP_CELLS = 100_000_000  # float32 numbers of the latent profile: 400 MB
-_CHUNK_ROWS = 512
-_SAVE_EVERY = 30.0  # seconds
 _PLACEBO_TOKENS = 300_000
 
 
@@ -110,7 +109,7 @@ def build_catalogue(
         out, study="concepts", config=settings, inputs=inputs, seed=seed, overwrite=overwrite
     ) as run:
         groups = _groups(run, model, dictionary, corpus, settings["group"], seed)
-        harvest = _harvest(
+        harvest = run_harvest(
             run.path("harvest.safetensors"), model, dictionary, corpus, groups, window=window, seed=seed
         )
         found = describe(
@@ -162,61 +161,19 @@ def _groups(
     grouped, num_texts, tight, merge = how
     room = max(50, _GROUP_CELLS // dictionary.d_dict)
     order = torch.randperm(len(corpus), generator=torch.Generator().manual_seed(seed))[: min(num_texts, room)]
-    texts = [corpus[place] for place in sorted(order.tolist())]
-    profile = latent_profile(model, dictionary, texts, label="grouping")
-    groups = group_latents(profile, min_similarity=tight, merge_similarity=merge) if grouped else []
-    known = {latent for one in groups for latent in one}
-    if not grouped:
-        groups = [
-            [int(latent)] for latent in np.flatnonzero((profile > 0).any(0)) if int(latent) not in known
-        ]
+    profile = latent_profile(
+        model, dictionary, [corpus[place] for place in sorted(order.tolist())], label="grouping"
+    )
+    if grouped:
+        groups = group_latents(profile, min_similarity=tight, merge_similarity=merge)
+    else:
+        groups = [[int(latent)] for latent in np.flatnonzero((profile > 0).any(0))]
     if not groups:
         raise DictionaryError(
             "no latent fires on the data. Next: use texts like those the dictionary was trained on."
         )
     run.write_json("groups.json", groups)
     return groups
-
-
-def _harvest(
-    path: Path,
-    model: Model,
-    dictionary: Dictionary,
-    corpus: Corpus,
-    groups: Sequence[Sequence[int]],
-    *,
-    window: int,
-    seed: int,
-    max_tokens: int | None = None,
-    label: str = "harvest",
-) -> Harvest:
-    """One pass over the corpus, with its state saved now and then."""
-    harvest = Harvest(concept_directions(dictionary.decoder.cpu(), groups), seed=seed)
-    identity = sha256_json(
-        [dictionary.sha256, model.fingerprint, [list(group) for group in groups], len(corpus), window, seed]
-    )
-    if path.is_file():
-        harvest.load(path, identity=identity)
-    sums = GroupSums(groups, dictionary.d_dict)
-    start = int(harvest.state["next_row"])
-    meter, saved = Meter(label, len(corpus), "rows"), time.monotonic()
-    meter.done = start
-    try:
-        for first in range(start, len(corpus), _CHUNK_ROWS):
-            rows = [corpus[place] for place in range(first, min(first + _CHUNK_ROWS, len(corpus)))]
-            for block in iter_blocks(model, dictionary, rows, sums, window=window):
-                harvest.add(block)
-            harvest.state["next_row"][0] = first + len(rows)
-            meter.advance(len(rows), f"{harvest.num_tokens:,} tokens")
-            if max_tokens is not None and harvest.num_tokens >= max_tokens:
-                break
-            if time.monotonic() - saved > _SAVE_EVERY:
-                harvest.save(path, identity=identity)
-                saved = time.monotonic()
-    finally:
-        meter.close()
-    harvest.save(path, identity=identity)
-    return harvest
 
 
 def _placebo(
@@ -231,20 +188,18 @@ def _placebo(
     seed: int,
 ) -> dict[str, Any] | None:
     """Label scores of a random-direction dictionary with concepts of the same sizes."""
-    if num == 0:
-        return None
     path = run.path("placebo.json")
-    if path.is_file():
-        return read_json(path)
+    if num == 0 or path.is_file():
+        return read_json(path) if num else None
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(groups), min(num, len(groups)), replace=False)
     sizes = [len(groups[place]) for place in sorted(chosen.tolist())]
     few = [corpus[place] for place in range(min(len(corpus), 1024))]
     random = random_dictionary(model, dictionary, few, num_latents=max(sum(sizes), 2), seed=seed)
     ends = np.cumsum([0, *sizes])
-    made = [list(range(a, b)) for a, b in zip(ends, ends[1:], strict=False)]
+    made = [list(range(a, b)) for a, b in itertools.pairwise(ends.tolist())]
     state = run.path("placebo.safetensors")
-    harvest = _harvest(
+    harvest = run_harvest(
         state,
         model,
         random,
@@ -295,18 +250,3 @@ def _ask(
             entry.model_copy(update={"concept": concept, "scores": scores, "word_label": entry.concept.label})
         )
     return entries
-
-
-def summarize_scores(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Means of the label scores of some concepts, over concepts and `weighted` by activation, and the 90th percentile of their value."""
-    out: dict[str, Any] = {"num": len(entries)}
-    for name in ("detection", "detection_near", "fuzzing", "value"):
-        values = [v for e in entries if (v := getattr(e.scores, name)) is not None]
-        out[name] = round(float(np.mean(values)), 4) if values else None
-        out[f"num_{name}"] = len(values)
-    pairs = [(e.scores.value, e.statistics.mean) for e in entries if e.scores.value is not None]
-    total = sum(weight for _, weight in pairs)
-    out["weighted"] = round(sum(v * w for v, w in pairs) / total, 4) if total > 0 else None
-    values = [value for value, _ in pairs]
-    out["value_90"] = round(float(np.quantile(values, 0.9)), 4) if values else None
-    return out
