@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
-from fairlead.cli import demo, inside, loop, main_path, organism, spec
+from fairlead.cli import concepts, demo, inside, loop, main_path, organism, spec
 from fairlead.cli.output import print_error
 
 app = typer.Typer(
@@ -51,6 +51,7 @@ demo.register(app)
 main_path.register(app)
 loop.register(app)
 inside.register(app)
+concepts.register(app)
 spec.register(app)
 organism.register(app)
 

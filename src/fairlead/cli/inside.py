@@ -1,4 +1,4 @@
-"""Look inside a model: `dict train`, `dict harvest`, `dict evaluate`, `concepts`."""
+"""Look inside a model: `dict train`, `dict harvest`, `dict evaluate`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ group = typer.Typer(
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the table of contents."""
-    app.command("concepts", rich_help_panel=PANEL)(concepts)
     app.add_typer(group, name="dict", rich_help_panel=PANEL)
 
 
@@ -261,53 +260,4 @@ def dict_evaluate(
         run=folder,
         result=found.model_dump(mode="json"),
         show=lambda console: show_facts(console, facts),
-    )
-
-
-def concepts(
-    model: ModelName,
-    dictionary: DictionaryArgument,
-    data: DataName,
-    *,
-    examples: Annotated[int, typer.Option(min=1, help="Examples kept for each concept.")] = 8,
-    max_examples: MaxExamples = None,
-    max_length: MaxLength = None,
-    top: Annotated[int, typer.Option(min=1, help="Lines to print.")] = 30,
-    dtype: Dtype = "float32",
-    device: Device = "auto",
-    out: Out = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-    config: ConfigFile = None,
-) -> None:
-    """List the concepts of a dictionary on some data: latents that act alike, with label and examples.
-
-    JSON: `concepts`, most frequent first.
-
-    Example:
-
-        fairlead concepts organism:pocket runs/dictionary task/data.jsonl --out runs/concepts
-    """
-    from fairlead.cli.show import show_concepts
-    from fairlead.data import load_data
-    from fairlead.models import load_model
-    from fairlead.studies.concepts import list_concepts
-
-    folder = run_folder(out, "concepts")
-    with working():
-        found = list_concepts(
-            load_model(model, dtype=dtype, device=device),
-            dictionary,
-            load_data(data, max_records=max_examples),
-            num_examples=examples,
-            max_length=max_length,
-            out=folder,
-            overwrite=overwrite,
-        )
-    finish(
-        "concepts",
-        as_json=as_json,
-        run=folder,
-        result={"concepts": found},
-        show=lambda console: show_concepts(console, found, top=top),
     )

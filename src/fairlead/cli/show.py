@@ -12,7 +12,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fairlead.core.records import Concept, Menu, Plan
+    from fairlead.core.records import Menu, Plan
     from fairlead.core.results import Comparison, Measure, Verification
     from fairlead.training import TrainedRun
 
@@ -159,22 +159,6 @@ def show_comparison(console: Console, comparison: Comparison, *, report: Path | 
     _notes(console, comparison.notes)
     if report is not None:
         console.print(f"report: {report}", markup=False)
-
-
-def show_concepts(console: Console, concepts: Sequence[Concept], *, top: int) -> None:
-    """Concepts with their label, density and tokens."""
-    table = Table(title=f"{len(concepts)} concepts", title_justify="left", box=None, pad_edge=False)
-    for name in ("id", "label", "density", "latents", "tokens that set it apart"):
-        table.add_column(name, overflow="fold")
-    for concept in concepts[:top]:
-        table.add_row(
-            concept.id,
-            escape(concept.label),
-            f"{concept.density:.2%}",
-            str(len(concept.latents)),
-            escape(" ".join(repr(token) for token in concept.tokens[:6])),
-        )
-    console.print(table)
 
 
 def show_abilities(console: Console, abilities: Mapping[str, Mapping[str, Any]]) -> None:

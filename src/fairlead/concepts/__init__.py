@@ -1,17 +1,42 @@
-"""Concepts: groups of latents that act alike, their labels and examples, and the judges that hold them against a spec."""
+"""Concepts: latents that act alike, with labels and examples; the catalogue of them; the judges that hold them against a spec."""
 
 from fairlead.concepts.build import build_concepts
+from fairlead.concepts.catalogue import Catalogue
 from fairlead.concepts.companions import Companions
+from fairlead.concepts.contrast import Contrast, contrast
+from fairlead.concepts.entries import (
+    ConceptStatistics,
+    Entry,
+    Example,
+    Hit,
+    LabelScores,
+    Neighbour,
+    TokenEffect,
+)
 from fairlead.concepts.grouping import group_latents
+from fairlead.concepts.inspecting import Active, Inspection, inspect_text
 from fairlead.concepts.judges import judge_ask, judge_llm
 from fairlead.concepts.judging import judge_examples
 from fairlead.concepts.profiles import concept_activations, latent_profile, text_activations
 
 __all__ = [
+    "Active",
+    "Catalogue",
     "Companions",
+    "ConceptStatistics",
+    "Contrast",
+    "Entry",
+    "Example",
+    "Hit",
+    "Inspection",
+    "LabelScores",
+    "Neighbour",
+    "TokenEffect",
     "build_concepts",
     "concept_activations",
+    "contrast",
     "group_latents",
+    "inspect_text",
     "judge_ask",
     "judge_examples",
     "judge_llm",

@@ -8,6 +8,7 @@
         SiteError            a site does not exist in this model
       OrganismError          a model organism is missing or incomplete
       DictionaryError        a dictionary is broken or was made for another model or site
+        CatalogueError       a catalogue of concepts is broken, or of another model or dictionary
       RunError               a run folder is locked, incomplete or cannot be written
       TrainingError          training cannot go on (loss is not finite, no trainable token, ...)
       JudgeError             a judge gave no usable decision
@@ -76,6 +77,10 @@ class OrganismError(FairleadError):
 
 class DictionaryError(FairleadError):
     """A dictionary is broken or was made for another model or site."""
+
+
+class CatalogueError(DictionaryError):
+    """A catalogue of concepts is broken, or was made for another model or dictionary."""
 
 
 class RunError(FairleadError):

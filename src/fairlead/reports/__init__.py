@@ -1,5 +1,6 @@
 """Reports: one self-contained HTML page, plotly figures and small SVG pictures, all made from records."""
 
+from fairlead.reports.catalogue_page import write_catalogue_page, write_inspection
 from fairlead.reports.findings import Finding, find_shortfalls
 from fairlead.reports.numbers import Goals, summarize
 from fairlead.reports.page import render_report, write_report
@@ -21,6 +22,8 @@ __all__ = [
     "report_run",
     "save_svg",
     "summarize",
+    "write_catalogue_page",
+    "write_inspection",
     "write_quality",
     "write_report",
 ]

@@ -148,7 +148,7 @@ def render_report(
         plotly_js = get_plotlyjs().replace("\r\n", "\n")
         scripts.insert(0, re.sub("</(?=script)", r"<\\/", plotly_js, flags=re.IGNORECASE))
     context["scripts"] = [Markup(script) for script in scripts]
-    context["hashes"] = [_csp_hash(script) for script in scripts]
+    context["hashes"] = [csp_hash(script) for script in scripts]
     context["css"] = Markup(asset("report.css"))
     return environment().get_template("report.html").render(context)
 
@@ -291,5 +291,6 @@ def asset(name: str) -> str:
     return (Path(__file__).parent / "templates" / name).read_text("utf-8")
 
 
-def _csp_hash(script: str) -> str:
+def csp_hash(script: str) -> str:
+    """What a content security policy calls a script that it allows."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
