@@ -235,6 +235,7 @@ class _Run:
             "spike",
         }  # these change rounding and safety only
         unused |= set() if self.config.kind == "matryoshka" else {"prefixes"}
+        unused |= set() if self.config.fit_start else {"fit_start"}  # as before there was a choice
         settings: dict[str, Any] = self.config.model_dump(mode="json", exclude=unused)
         self.identity = sha256_json([settings, model.fingerprint, str(self.site), texts])
 
