@@ -99,16 +99,23 @@ class BatchTopK:
         return Reconstruction(error_ND.square().mean(), error_ND, (part,))
 
     def start(self, x_ND: Tensor, config: DictionaryConfig, generator: torch.Generator) -> Params:
-        """Random unit decoder rows, encoder = decoder transposed, `b_dec` = geometric median."""
+        """Random unit decoder rows, encoder = decoder transposed (times a number: `fit_start`), `b_dec` = geometric median."""
         assert config.d_dict is not None
         decoder = torch.randn(config.d_dict, x_ND.shape[1], generator=generator)
         decoder = decoder / decoder.norm(dim=-1, keepdim=True)
-        return {
+        params = {
             "W_enc": decoder.clone().T,
             "W_dec": decoder,
             "b_enc": torch.zeros(config.d_dict),
             "b_dec": geometric_median(x_ND.float().cpu()),
         }
+        if config.fit_start:
+            centred_ND = x_ND.float().cpu() - params["b_dec"]
+            none_dead = torch.zeros(config.d_dict, dtype=torch.bool)
+            encoder = Encoder(centred_ND, decoder, params["b_enc"])
+            found_ND = decode(self.select(encoder, config, StepState(0.0, none_dead)).pairs, decoder)
+            params["W_enc"] *= (found_ND * centred_ND).sum() / found_ND.square().sum().clamp_min(1e-12)
+        return params
 
     def step(self, params: Params, x_ND: Tensor, config: DictionaryConfig, state: StepState) -> StepResult:
         """Loss and gradients of `mean((decode - x)^2) + aux_weight * mean((residual - decode_dead)^2)`."""

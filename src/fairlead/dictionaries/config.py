@@ -41,6 +41,8 @@ class DictionaryConfig(Config):
         threshold_start: Share of the steps after which the inference threshold starts to follow the batch minimum.
         threshold_rate: Weight of the newest batch minimum in the moving average.
         prefixes: Shares of d_dict that have to reconstruct by themselves (kind "matryoshka" only).
+        fit_start: Scale the encoder at the start by the one number with which the first batch is reconstructed best (batch_topk, topk,
+            matryoshka). Unscaled, many overlapping latents overshoot, which a short run spends a good part of its steps on.
         precision: Type in which active latents are looked for: "float32", "bfloat16" (those found are computed again in float32, and
             the search is repeated in float32 where rounding could have hidden one), or "auto": bfloat16 where it is much faster here.
         prefetch: Whether a thread harvests the next chunk while the dictionary trains; None: where there is a second core or a GPU.
@@ -70,6 +72,7 @@ class DictionaryConfig(Config):
     threshold_start: float = Field(default=0.05, ge=0, le=1)
     threshold_rate: float = Field(default=0.01, gt=0, le=1)
     prefixes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+    fit_start: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     prefetch: bool | None = None
     spike: float = Field(default=20.0, gt=1)
@@ -100,7 +103,8 @@ class DictionaryConfig(Config):
         """The settings that decide on the result: those of other kinds, of safety and of speed are left out."""
         foreign = {name for kind, names in _OF_KIND.items() if kind != self.kind for name in names}
         own = set(_OF_KIND.get(self.kind, ()))
-        return self.model_dump(mode="json", exclude=_NO_MATTER | (foreign - own))
+        unused = set() if self.fit_start else {"fit_start"}  # as before there was a choice
+        return self.model_dump(mode="json", exclude=_NO_MATTER | (foreign - own) | unused)
 
     @property
     def num_steps(self) -> int:

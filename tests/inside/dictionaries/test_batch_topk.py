@@ -188,6 +188,31 @@ def test_a_short_run_notices_dead_latents_and_only_auxk_gives_them_a_gradient():
         assert bool(found.grads["W_dec"][quiet_ones].abs().sum() > 0) is moved
 
 
+@pytest.mark.parametrize("kind", ["batch_topk", "topk"])
+def test_a_fitted_start_reconstructs_best_and_a_short_run_gains_by_it(kind):
+    config = DictionaryConfig(kind=kind, d_dict=128, k=8, num_tokens=2000, batch_tokens=100)
+    acts, _ = planted(2000)
+    held_out, _ = planted(1000, seed=5)
+    state = StepState(0.0, torch.zeros(128, dtype=torch.bool))
+
+    def start_loss(factor: float) -> float:
+        fitted = config.model_copy(update={"fit_start": True, "aux_weight": 0.0}).sized(16)
+        params = find_kind(kind).start(acts[:200], fitted, torch.Generator().manual_seed(0))
+        params["W_enc"] *= factor
+        return float(find_kind(kind).step(params, acts[:200], fitted, state).loss)
+
+    assert start_loss(1.0) <= min(start_loss(0.95), start_loss(1.05)), "no other factor does better"
+    plain, fitted = (
+        fit_dictionary(iter(acts.split(100)), config.model_copy(update={"fit_start": flag}))
+        for flag in (False, True)
+    )
+    left = [
+        reconstruction_metrics(Dictionary(run.export(), site="embed"), held_out)["fvu"]
+        for run in (plain, fitted)
+    ]
+    assert left[1] < 0.8 * left[0], f"FVU plain {left[0]:.3f}, fitted {left[1]:.3f}"
+
+
 def test_scaling_is_folded_into_the_weights():
     config = DictionaryConfig(d_dict=32, k=2, num_tokens=5_000, batch_tokens=100)
     acts, _ = planted(5_000)
