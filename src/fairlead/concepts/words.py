@@ -57,7 +57,7 @@ class WordTable:
             name = self.names[word]
             for at in where:
                 piece = self.piece(ids[at]).strip().casefold()
-                part = piece if name == NUMBER else f"{piece}-" if at == where[0] else f"-{piece}"
+                part = piece if name == NUMBER else f"{piece}-" if at == min(where) else f"-{piece}"
                 found[at] = (name, part if len(where) > 1 or name == NUMBER else "")
         return found
 
