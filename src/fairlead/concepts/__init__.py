@@ -3,6 +3,7 @@
 from fairlead.concepts.build import build_concepts
 from fairlead.concepts.catalogue import Catalogue
 from fairlead.concepts.contrast import Contrast, contrast
+from fairlead.concepts.edits import Abort, Condition, Edit, EditSet
 from fairlead.concepts.entries import (
     ConceptStatistics,
     Entry,
@@ -17,12 +18,20 @@ from fairlead.concepts.inspecting import Active, Inspection, inspect_text
 from fairlead.concepts.judges import judge_ask, judge_llm
 from fairlead.concepts.judging import judge_examples
 from fairlead.concepts.profiles import concept_activations, latent_profile, text_activations
+from fairlead.concepts.steering import apply_edits, edited_logprobs
+from fairlead.concepts.strength import usual_strengths
+from fairlead.concepts.variant import Answer, Variant
 
 __all__ = [
+    "Abort",
     "Active",
+    "Answer",
     "Catalogue",
     "ConceptStatistics",
+    "Condition",
     "Contrast",
+    "Edit",
+    "EditSet",
     "Entry",
     "Example",
     "Hit",
@@ -30,9 +39,12 @@ __all__ = [
     "LabelScores",
     "Neighbour",
     "TokenEffect",
+    "Variant",
+    "apply_edits",
     "build_concepts",
     "concept_activations",
     "contrast",
+    "edited_logprobs",
     "group_latents",
     "inspect_text",
     "judge_ask",
@@ -40,4 +52,5 @@ __all__ = [
     "judge_llm",
     "latent_profile",
     "text_activations",
+    "usual_strengths",
 ]
