@@ -206,8 +206,8 @@ def _split(positive: Tensor, negative: Tensor) -> tuple[float, float]:
         return 0.5, float(values[0])
     bounds = (values[1:] + values[:-1]) / 2
     right = ((positive[:, None] > bounds).float().mean(0) + (negative[:, None] <= bounds).float().mean(0)) / 2
-    top = (right >= right.max() - 1e-9).nonzero()[:, 0]
-    place = int(max(top, key=lambda at: float(values[at + 1] - values[at])))
+    top = (right >= right.max() - 1e-9).nonzero()[:, 0].tolist()
+    place = max(top, key=lambda at: float(values[at + 1] - values[at]))
     return float(right[place]), float(bounds[place])
 
 
@@ -232,7 +232,7 @@ def _find_gate(own: Tensor, divergence: Tensor, free: Tensor) -> tuple[int, floa
             gain = float(excess[chosen].sum())
             if int(chosen.sum()) >= _MIN_POSITIONS and gain > 0 and (best is None or gain > best[0]):
                 best = (gain, latent, threshold, chosen)
-    return None if best is None else best[1:]
+    return None if best is None else (best[1], best[2], best[3])
 
 
 def _part(
@@ -250,10 +250,10 @@ def _read(model: Model, dictionary: Dictionary, texts: Sequence[Encoded]) -> _Re
     logprobs = model.forward(batch).float().log_softmax(-1)
     prompts, starts, later, said = [], [], [], []
     for row, text in enumerate(texts):
-        first = text.loss_mask.index(True)
+        first = int(text.loss_mask.index(True))
         places = [place - 1 for place, wanted in enumerate(text.loss_mask) if wanted and place > first]
         acts = dictionary.encode(hidden[row, : len(text)])
-        before = acts[1 : first - 1]
+        before = acts[1 : max(first - 1, 1)]
         prompts.append(before.amax(0) if len(before) else torch.zeros_like(acts[0]))
         starts.append(acts[first - 1])
         later.append(acts[places])
