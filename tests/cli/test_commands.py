@@ -23,7 +23,9 @@ NAMES = [" ".join(words) for words in COMMANDS]
 def test_the_table_of_contents_has_the_nouns_and_verbs_of_the_design():
     wanted = [
         "demo", "preview", "decide", "plan", "train", "compare", "verify", "report",
-        "dial", "replay", "branch", "dict train", "dict evaluate", "concepts",
+        "dial", "replay", "branch", "dict train", "dict evaluate",
+        "concepts build", "concepts search", "concepts show", "concepts neighbours", "concepts contrast",
+        "concepts inspect", "concepts page",
         "spec check", "spec init", "organism build", "organism data", "organism measure",
     ]  # fmt: skip
     assert sorted(NAMES) == sorted(wanted)

@@ -39,7 +39,12 @@ CatalogueArgument = Annotated[
     typer.Argument(metavar="CATALOGUE", help="Folder that `concepts build` wrote.", show_default=False),
 ]
 ConceptId = Annotated[
-    str, typer.Argument(metavar="CONCEPT", help="Id of a concept, such as c12.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="CONCEPT",
+        help="Id of a concept, such as c12, or its place in the list, such as 1.",
+        show_default=False,
+    ),
 ]
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Name or folder of the model; that of the catalogue by default.")
@@ -100,7 +105,7 @@ def concepts_build(
 
     Example:
 
-        fairlead concepts build organism:pocket runs/dictionary task/data.jsonl --out runs/concepts
+        fairlead concepts build organism:pocket runs/dictionary task/data.jsonl --max-examples 800 --out runs/concepts
     """
     from fairlead.cli.show_concepts import show_catalogue
     from fairlead.data import load_data
@@ -193,15 +198,15 @@ def concepts_show(
 
     Example:
 
-        fairlead concepts show runs/concepts c1
+        fairlead concepts show runs/concepts 1
     """
     from fairlead.cli.show_concepts import show_entry
     from fairlead.concepts import Catalogue
 
     with working():
         found = Catalogue.open(catalogue)
-        entry, examples = found.entry(concept), found.examples(concept)
-        near = found.neighbours(concept, 5)
+        name = _concept_id(found, concept)
+        entry, examples, near = found.entry(name), found.examples(name), found.neighbours(name, 5)
     finish(
         "concepts show",
         as_json=as_json,
@@ -229,7 +234,7 @@ def concepts_neighbours(
 
     Example:
 
-        fairlead concepts neighbours runs/concepts c1 --by together
+        fairlead concepts neighbours runs/concepts 1 --by together
     """
     from fairlead.cli.show_concepts import show_neighbours
     from fairlead.concepts import Catalogue
@@ -238,7 +243,7 @@ def concepts_neighbours(
     if by not in ("cosine", "together"):
         raise ConfigError(f"--by is '{by}'; use cosine or together.")
     found = Catalogue.open(catalogue)
-    near = found.neighbours(concept, num, by=by)
+    near = found.neighbours(_concept_id(found, concept), num, by=by)
     finish(
         "concepts neighbours",
         as_json=as_json,
@@ -394,6 +399,13 @@ def concepts_page(
         result={"page": path},
         show=lambda console: console.print(f"page: {path}", markup=False),
     )
+
+
+def _concept_id(catalogue: Catalogue, name: str) -> str:
+    """The id of a concept given by its id or its place in the list, from 1."""
+    if name.isdigit() and 1 <= int(name) <= len(catalogue):
+        return catalogue.concepts[int(name) - 1].id
+    return name
 
 
 def _open(

@@ -114,7 +114,7 @@ def show_entry(
         if lines:
             console.print(f"\n[dim]{title}[/]")
         for example in lines:
-            console.print("  " + _highlighted(example.context.tokens, example.context.scores))
+            console.print("  " + _highlighted(console, example.context.tokens, example.context.scores))
     if near:
         console.print("\n[dim]near it by direction[/]")
         for one in near:
@@ -175,7 +175,7 @@ def show_inspection(console: Console, seen: Inspection, *, num: int) -> None:
             escape(one.concept.label),
             f"{one.times_usual:.3g}" if one.times_usual < 1000 else "> 1000",
             f"{one.peak:.2g}",
-            _highlighted(seen.tokens, one.scores),
+            _highlighted(console, seen.tokens, one.scores),
         )
     console.print(table)
     tokens = _table("Token by token")
@@ -190,15 +190,18 @@ def _named(one: Active, place: int) -> str:
     return escape(f"{one.concept.id} {one.concept.label} {one.scores[place]:.2g}")
 
 
-def _highlighted(tokens: Sequence[str], scores: Sequence[float]) -> str:
-    """Tokens with the active ones on a warm ground, as rich markup; on a terminal without colours between brackets."""
+def _highlighted(console: Console, tokens: Sequence[str], scores: Sequence[float]) -> str:
+    """Tokens with the active ones on a warm ground, as rich markup; where there are no colours the strong ones between brackets."""
     top = max(scores, default=0.0)
     parts = []
     for token, score in zip(tokens, scores, strict=True):
         text = escape(token.replace("\n", " "))
         level = 0 if top <= 0 or score <= 0 else min(4, 1 + int(3.999 * score / top))
         style = _HEAT[level]
-        parts.append(f"[black {style}]{text}[/]" if style else text)
+        if console.color_system is None:
+            parts.append(escape(f"[{token}]") if level >= 3 else text)
+        else:
+            parts.append(f"[black {style}]{text}[/]" if style else text)
     return "".join(parts)
 
 

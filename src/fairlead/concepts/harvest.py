@@ -165,7 +165,9 @@ class Harvest:
 
     def drawn(self, place: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Numbers, peaks and means of the stretches drawn for a concept."""
-        there = self.state["drawn_number"][:, place] != _EMPTY
+        there = (
+            self.state["drawn_key"][:, place] < _LARGE
+        )  # other slots may hold stretches in which it does not act
         names = ("drawn_number", "drawn_peak", "drawn_mean")
         number, peak, mean = (self.state[name][there, place].numpy() for name in names)
         return number, peak, mean

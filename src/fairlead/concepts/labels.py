@@ -59,6 +59,14 @@ def split_words(ids: Sequence[int], pieces: Sequence[str]) -> list[tuple[str, tu
     return [(NUMBER if word.isdigit() else word.casefold(), where) for word, where in words]
 
 
+def stem(word: str) -> str:
+    """A word without its English endings, so that 'flattering' and 'flatter' meet; short words stay as they are."""
+    for ending in ("ingly", "ation", "ings", "ing", "edly", "ed", "ies", "es", "ery", "ly", "s", "y", "e"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            return word[: -len(ending)]
+    return word
+
+
 def _class(character: str) -> str:
     if character.isdigit():
         return "digit"

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from fairlead.concepts.entries import Hit
+from fairlead.concepts.labels import stem
 from fairlead.concepts.profiles import concept_activations
 from fairlead.core.errors import ConfigError
 
@@ -79,9 +80,10 @@ def _by_words(catalogue: Catalogue, text: str) -> dict[str, tuple[float, str]]:
     words = query_words(text)
     if not words:
         return {}
-    marks = ", ".join("?" * len(words))
+    stems = list(dict.fromkeys(stem(word) for word in words))
+    marks = ", ".join("?" * len(stems))
     rows = catalogue.query(
-        f"SELECT id, word, score FROM words WHERE word IN ({marks}) ORDER BY score DESC", *words
+        f"SELECT id, word, score FROM words WHERE stem IN ({marks}) ORDER BY score DESC", *stems
     )
     best: dict[str, list[tuple[str, float]]] = {}
     for concept, word, score in rows:

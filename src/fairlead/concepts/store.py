@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.concepts.entries import Entry, Example
+from fairlead.concepts.labels import stem
 from fairlead.core.records import TokenContext
 from fairlead.core.run import atomic_path
 
@@ -31,7 +32,9 @@ CREATE TABLE concepts (
   place INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, label TEXT NOT NULL, density REAL NOT NULL, score REAL, entry TEXT NOT NULL
 );
 CREATE TABLE neighbours (id TEXT NOT NULL, other TEXT NOT NULL, cosine REAL NOT NULL, together REAL NOT NULL, PRIMARY KEY (id, other));
-CREATE TABLE words (word TEXT NOT NULL, id TEXT NOT NULL, score REAL NOT NULL, PRIMARY KEY (word, id)) WITHOUT ROWID;
+CREATE TABLE words (
+  stem TEXT NOT NULL, word TEXT NOT NULL, id TEXT NOT NULL, score REAL NOT NULL, PRIMARY KEY (stem, word, id)
+) WITHOUT ROWID;
 CREATE VIRTUAL TABLE text USING fts5(id UNINDEXED, label, words, contexts, tokenize = 'porter unicode61');
 """
 
@@ -75,8 +78,12 @@ def write_database(
             )
             base.executemany("INSERT OR REPLACE INTO neighbours VALUES (?, ?, ?, ?)", neighbours)
             base.executemany(
-                "INSERT OR IGNORE INTO words VALUES (?, ?, ?)",
-                [(word, entry.concept.id, score) for entry in entries for word, score in entry.words],
+                "INSERT OR IGNORE INTO words VALUES (?, ?, ?, ?)",
+                [
+                    (stem(word), word, entry.concept.id, score)
+                    for entry in entries
+                    for word, score in entry.words
+                ],
             )
             base.executemany(
                 "INSERT INTO text VALUES (?, ?, ?, ?)",

@@ -19,7 +19,7 @@ import torch
 from fairlead.concepts import Catalogue, Entry, LabelScores
 from fairlead.concepts.corpus import MAX_WINDOWS, WINDOW, Corpus
 from fairlead.concepts.describe import Described, describe
-from fairlead.concepts.grouping import MERGE_SIMILARITY, MIN_SIMILARITY, group_latents
+from fairlead.concepts.grouping import group_latents
 from fairlead.concepts.harvest import run_harvest
 from fairlead.concepts.llm_labels import ask_label, ask_scores
 from fairlead.concepts.placebo import random_dictionary
@@ -50,8 +50,8 @@ def build_catalogue(
     window: int = WINDOW,
     group: bool = True,
     group_texts: int = 4000,
-    min_group_similarity: float = MIN_SIMILARITY,
-    merge_similarity: float = MERGE_SIMILARITY,
+    min_group_similarity: float = 0.4,
+    merge_similarity: float = 0.5,
     placebo: int = 100,
     llm: LanguageModel | str | None = None,
     llm_concepts: int | None = None,
@@ -71,8 +71,8 @@ def build_catalogue(
         window: Longer texts are looked at in stretches of so many tokens.
         group: Group latents that act alike; otherwise every latent is a concept.
         group_texts: Texts on which they are grouped.
-        min_group_similarity: See `concepts.grouping`.
-        merge_similarity: See `concepts.grouping`.
+        min_group_similarity: See `concepts.grouping`; stricter than for a menu, so that a concept is one thing at the cost of more of them.
+        merge_similarity: Likewise.
         placebo: Concepts of the random-direction dictionary; 0 for none.
         llm: A language model (or its name for `connect`) that labels and scores; None: labels of words.
         llm_concepts: Ask it about the first so many concepts only.
