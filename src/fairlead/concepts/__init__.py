@@ -1,5 +1,6 @@
 """Concepts: latents that act alike, with labels and examples; the catalogue of them; the judges that hold them against a spec."""
 
+from fairlead.concepts.autosteer import AutoSteered, autosteer, random_edits
 from fairlead.concepts.build import build_concepts
 from fairlead.concepts.catalogue import Catalogue
 from fairlead.concepts.contrast import Contrast, contrast
@@ -18,7 +19,8 @@ from fairlead.concepts.inspecting import Active, Inspection, inspect_text
 from fairlead.concepts.judges import judge_ask, judge_llm
 from fairlead.concepts.judging import judge_examples
 from fairlead.concepts.profiles import concept_activations, latent_profile, text_activations
-from fairlead.concepts.steering import apply_edits, edited_logprobs
+from fairlead.concepts.steering import apply_edits, edited_logprobs, mean_loss
+from fairlead.concepts.steering_report import SteeringReport, Trial
 from fairlead.concepts.strength import usual_strengths
 from fairlead.concepts.variant import Answer, Variant
 
@@ -26,6 +28,7 @@ __all__ = [
     "Abort",
     "Active",
     "Answer",
+    "AutoSteered",
     "Catalogue",
     "ConceptStatistics",
     "Condition",
@@ -38,9 +41,12 @@ __all__ = [
     "Inspection",
     "LabelScores",
     "Neighbour",
+    "SteeringReport",
     "TokenEffect",
+    "Trial",
     "Variant",
     "apply_edits",
+    "autosteer",
     "build_concepts",
     "concept_activations",
     "contrast",
@@ -51,6 +57,8 @@ __all__ = [
     "judge_examples",
     "judge_llm",
     "latent_profile",
+    "mean_loss",
+    "random_edits",
     "text_activations",
     "usual_strengths",
 ]
