@@ -1,5 +1,6 @@
 """Concepts: latents that act alike, with labels and examples; the catalogue of them; the judges that hold them against a spec."""
 
+from fairlead.concepts.attribution import Attribution, Cause, attribute
 from fairlead.concepts.autosteer import AutoSteered, autosteer, random_edits
 from fairlead.concepts.build import build_concepts
 from fairlead.concepts.catalogue import Catalogue
@@ -28,8 +29,10 @@ __all__ = [
     "Abort",
     "Active",
     "Answer",
+    "Attribution",
     "AutoSteered",
     "Catalogue",
+    "Cause",
     "ConceptStatistics",
     "Condition",
     "Contrast",
@@ -46,6 +49,7 @@ __all__ = [
     "Trial",
     "Variant",
     "apply_edits",
+    "attribute",
     "autosteer",
     "build_concepts",
     "concept_activations",
