@@ -3,7 +3,8 @@
 from fairlead.models import hooks
 from fairlead.models.families import Family, Place, Sites, family_of, known_model_types, unwrap
 from fairlead.models.fingerprint import fingerprint
-from fairlead.models.hooks import Tap, read_gradient, site_hook, watch
+from fairlead.models.generation import Follower
+from fairlead.models.hooks import Tap, call_hook, read_gradient, site_hook, watch
 from fairlead.models.loading import load_model
 from fairlead.models.model import BatchLike, Model
 from fairlead.models.units import unit_activations, unit_masks, units_of
@@ -11,10 +12,12 @@ from fairlead.models.units import unit_activations, unit_masks, units_of
 __all__ = [
     "BatchLike",
     "Family",
+    "Follower",
     "Model",
     "Place",
     "Sites",
     "Tap",
+    "call_hook",
     "family_of",
     "fingerprint",
     "hooks",

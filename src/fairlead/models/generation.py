@@ -12,7 +12,7 @@ function there, so that a prompt's answer does not depend on the batch it is in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,27 @@ from fairlead.models import families
 
 if TYPE_CHECKING:
     from fairlead.models.model import Model
+
+
+class Follower(Protocol):
+    """Goes along with a generation: knows which row is which prompt and which tokens a pass holds, and may end rows."""
+
+    def begin(self, places: Sequence[int], mask: Tensor) -> None:
+        """A batch begins: the places of its prompts and their attention mask `[batch, width]` (left-padded)."""
+        ...
+
+    def step(self, offset: int, seq: int) -> None:
+        """The next pass holds `seq` columns from column `offset` on; column `width - 1` is the prompts' last token."""
+        ...
+
+    def stopped(self) -> Tensor | None:
+        """`[row]` bool: rows whose answer ends before the token that the last pass predicts; None for no row."""
+        ...
+
+    def select(self, keep: Tensor) -> None:
+        """Only these rows go on."""
+        ...
+
 
 _STATES = ("past_key_values", "cache_params", "state")  # names of what a family carries between calls
 
@@ -38,6 +59,7 @@ def generate(
     batch_size: int = 64,
     chat: bool | None = None,
     progress: str | None = None,
+    follower: Follower | None = None,
 ) -> list[str]:
     """Answers to prompts.
 
@@ -54,6 +76,7 @@ def generate(
             True where the tokenizer brings a chat template or `system` is given. Message lists always are
             chats.
         progress: Label of a progress display; none by default.
+        follower: Told of every batch, pass and row (steering by conditions needs it).
 
     Returns:
         Answers without special tokens, in the order of the prompts. They end at the end-of-sequence token or
@@ -94,6 +117,8 @@ def generate(
                 stops=stops,
                 temperature=temperature,
                 draws=None if draws is None else draws[places],
+                places=places,
+                follower=follower,
             )
             for place, tokens in zip(places, found, strict=True):
                 answers[place] = tokens
@@ -114,6 +139,8 @@ def generate_ids(
     stops: set[int],
     temperature: float = 0.0,
     draws: Tensor | None = None,
+    places: Sequence[int] | None = None,
+    follower: Follower | None = None,
 ) -> list[list[int]]:
     """New token ids for one batch of prompts, without the token that ended each.
 
@@ -124,6 +151,8 @@ def generate_ids(
         stops: Token ids that end an answer.
         temperature: 0 for greedy.
         draws: `[batch, max_new_tokens]` uniform numbers, for sampling.
+        places: What the prompts are called towards the follower; 0, 1, ... by default.
+        follower: Told of every pass and row.
     """
     device = model.device
     num, width = len(ids), max(map(len, ids))
@@ -141,11 +170,18 @@ def generate_ids(
     done = torch.zeros(num, dtype=torch.bool, device=device)
     answers: list[list[int]] = [[] for _ in ids]
     step = _Step(model)
+    if follower is not None:
+        follower.begin(range(num) if places is None else places, mask[:, :width])
     for count in range(room):
         end = width + count
+        if follower is not None:
+            follower.step(end - tokens.shape[1], tokens.shape[1])
         logits = step(tokens, mask[:, :end], positions[:, end - tokens.shape[1] : end])
         chosen = _choose(logits, temperature, None if draws is None else draws[rows, count])
         done |= torch.isin(chosen, stop)
+        ended = follower.stopped() if follower is not None else None
+        if ended is not None:
+            done |= ended
         for row, token, over in zip(rows.tolist(), chosen.tolist(), done.tolist(), strict=True):
             if not over:
                 answers[row].append(token)
@@ -156,6 +192,8 @@ def generate_ids(
         if 2 * num_done >= len(done) and step.can_select:
             keep = (~done).nonzero()[:, 0]
             step.select(keep)
+            if follower is not None:
+                follower.select(keep)
             tokens, mask, positions, rows, done = (
                 item[keep] for item in (tokens, mask, positions, rows, done)
             )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fairlead.core.errors import ConfigError, SiteError
 from fairlead.core.site import Site
-from fairlead.models.families import Place, Sites, read_value, write_input, write_output
+from fairlead.models.families import Place, Sites, backbone_of, read_value, write_input, write_output
 
 if TYPE_CHECKING:
     from fairlead.models.model import Model
@@ -93,6 +93,30 @@ def site_hook(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def call_hook(
+    model: Model | nn.Module | Sites, fn: Callable[[Tensor | None, Tensor | None], None]
+) -> Iterator[None]:
+    """Call `fn(input_ids, attention_mask)` before every forward pass of the blocks: what a hook at a site cannot see.
+
+    Args:
+        model: A `Model`, or a transformers module, also one wrapped by PEFT or accelerate.
+        fn: Takes `[batch, seq]` ids and `[batch, past + seq]` mask, each None where the caller gave none.
+    """
+    backbone = backbone_of(sites_of(model).hf)
+
+    def before(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        fn(ids, mask if isinstance(mask, Tensor) and mask.dim() == 2 else None)
+
+    handle = backbone.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class _Reached(BaseException):

@@ -19,7 +19,7 @@ from fairlead.core.run import atomic_path
 from fairlead.core.site import Site
 from fairlead.models import families, hooks
 from fairlead.models.fingerprint import fingerprint
-from fairlead.models.generation import generate
+from fairlead.models.generation import Follower, generate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -267,6 +267,7 @@ class Model:
         batch_size: int = 64,
         chat: bool | None = None,
         progress: str | None = None,
+        follower: Follower | None = None,
     ) -> list[str]:
         """Answers to prompts, in their order (see `fairlead.models.generation.generate`)."""
         return generate(
@@ -279,6 +280,7 @@ class Model:
             batch_size=batch_size,
             chat=chat,
             progress=progress,
+            follower=follower,
         )
 
     def save(self, folder: str | Path) -> Path:
