@@ -5,6 +5,7 @@ from fairlead.concepts.autosteer import AutoSteered, autosteer, random_edits
 from fairlead.concepts.build import build_concepts
 from fairlead.concepts.catalogue import Catalogue
 from fairlead.concepts.contrast import Contrast, contrast
+from fairlead.concepts.diff import Amplified, Change, diff_answers, diff_texts, paired_changes
 from fairlead.concepts.edits import Abort, Condition, Edit, EditSet
 from fairlead.concepts.entries import (
     ConceptStatistics,
@@ -28,11 +29,13 @@ from fairlead.concepts.variant import Answer, Variant
 __all__ = [
     "Abort",
     "Active",
+    "Amplified",
     "Answer",
     "Attribution",
     "AutoSteered",
     "Catalogue",
     "Cause",
+    "Change",
     "ConceptStatistics",
     "Condition",
     "Contrast",
@@ -54,6 +57,8 @@ __all__ = [
     "build_concepts",
     "concept_activations",
     "contrast",
+    "diff_answers",
+    "diff_texts",
     "edited_logprobs",
     "group_latents",
     "inspect_text",
@@ -62,6 +67,7 @@ __all__ = [
     "judge_llm",
     "latent_profile",
     "mean_loss",
+    "paired_changes",
     "random_edits",
     "text_activations",
     "usual_strengths",

@@ -155,7 +155,8 @@ def _ablation(
     for start in range(0, len(concepts), batch_size):
         part = concepts[start : start + batch_size]
         points = [
-            target.hidden - (target.acts[:, list(c.latents)] @ dictionary.decoder[list(c.latents)]).to(target.hidden)
+            target.hidden
+            - (target.acts[:, list(c.latents)] @ dictionary.decoder[list(c.latents)]).to(target.hidden)
             for c in part
         ]
         values += (output - target.value(torch.stack(points))).tolist()
