@@ -22,7 +22,7 @@ from fairlead.concepts.labels import detect_words, make_label, score_label, show
 from fairlead.concepts.profiles import iter_hidden, latent_profile, membership
 from fairlead.core.errors import DictionaryError
 from fairlead.core.records import Concept, TokenContext
-from fairlead.data import Encoded
+from fairlead.data import Encoded, token_text
 from fairlead.dictionaries import Dictionary
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _count_words(texts: Sequence[Encoded], tokenizer: Any) -> tuple[list[str], c
     for text in texts:
         for token in text.input_ids:
             if token not in pieces:
-                pieces[token] = " " if token in special else str(tokenizer.decode([token]))
+                pieces[token] = " " if token in special else token_text(tokenizer, token)
         words = split_words(text.input_ids, [pieces[token] for token in text.input_ids])
         rows.append([number.setdefault(word, len(number)) for word, _ in words])
     column = np.concatenate([np.asarray(row, dtype=int) for row in rows])
@@ -194,7 +194,7 @@ def _contexts(
                 start = max(0, min(int(scores.argmax()) - window * 2 // 3, len(ids) - window))
                 stretch = range(start, min(start + window, len(ids)))
                 for at in stretch:
-                    pieces.setdefault(ids[at], str(model.tokenizer.decode([ids[at]])))
+                    pieces.setdefault(ids[at], token_text(model.tokenizer, ids[at]))
                 found[place, group] = TokenContext(
                     tokens=tuple(pieces[ids[at]] for at in stretch),
                     scores=tuple(round(float(scores[at]), 4) for at in stretch),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fairlead.concepts.entries import TokenEffect
 from fairlead.core.site import Site
+from fairlead.data import token_text
 
 if TYPE_CHECKING:
     from fairlead.data import Batch
@@ -55,7 +56,7 @@ def logit_effects(
     def shown(values: Tensor, tokens: Tensor) -> tuple[TokenEffect, ...]:
         found = []
         for value, token in zip(values.tolist(), tokens.tolist(), strict=True):
-            texts.setdefault(token, str(model.tokenizer.decode([token])))
+            texts.setdefault(token, token_text(model.tokenizer, token))
             found.append(TokenEffect(token=texts[token], value=round(value, 3)))
         return tuple(found)
 

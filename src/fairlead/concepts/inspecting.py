@@ -10,7 +10,7 @@ import torch
 from fairlead.concepts.profiles import concept_activations
 from fairlead.concepts.search import surprise
 from fairlead.core.records import Concept
-from fairlead.data import Encoded, collate
+from fairlead.data import Encoded, collate, token_text
 
 if TYPE_CHECKING:
     from fairlead.concepts.catalogue import Catalogue
@@ -85,5 +85,5 @@ def inspect_text(catalogue: Catalogue, model: Model, text: Encoded) -> Inspectio
         for place in np.flatnonzero(acts.max(0) > 0)
     ]
     found.sort(key=lambda one: (-one.surprise, -one.peak))
-    tokens = tuple(str(model.tokenizer.decode([token])) for token in text.input_ids)
+    tokens = tuple(token_text(model.tokenizer, token) for token in text.input_ids)
     return Inspection(tokens, tuple(text.loss_mask), tuple(found))

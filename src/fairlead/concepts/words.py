@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 
 from fairlead.concepts.corpus import read_stretch
 from fairlead.concepts.labels import NUMBER, PLACE_SHARE, make_label, split_words
-from fairlead.data import Encoded
+from fairlead.data import Encoded, token_text
 
 
 class WordTable:
@@ -38,7 +38,7 @@ class WordTable:
     def piece(self, token: int) -> str:
         """A token as text; a space for special tokens."""
         if token not in self._pieces:
-            self._pieces[token] = " " if token in self._special else str(self._tokenizer.decode([token]))
+            self._pieces[token] = " " if token in self._special else token_text(self._tokenizer, token)
         return self._pieces[token]
 
     def split(self, ids: Sequence[int]) -> list[tuple[int, tuple[int, ...]]]:
@@ -57,7 +57,7 @@ class WordTable:
             name = self.names[word]
             for at in where:
                 piece = self.piece(ids[at]).strip().casefold()
-                part = piece if name == NUMBER else f"{piece}-" if at == where[0] else f"-{piece}"
+                part = piece if name == NUMBER else f"{piece}-" if at == min(where) else f"-{piece}"
                 found[at] = (name, part if len(where) > 1 or name == NUMBER else "")
         return found
 

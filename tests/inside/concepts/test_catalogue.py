@@ -29,6 +29,7 @@ from fairlead.core.stats import auroc
 from fairlead.data import Encoded, Row, collate
 from fairlead.dictionaries import Dictionary
 from fairlead.llm import ScriptedModel
+from fairlead.llm.protocol import as_dicts
 from fairlead.models.hooks import site_hook
 from fairlead.reports import write_catalogue_page, write_inspection
 from fairlead.studies.concepts import build_catalogue
@@ -330,14 +331,16 @@ def test_a_language_model_labels_and_judges_and_its_answers_survive_an_interrupt
     """The scripted model calls everything 'w3 texts' and says that every text matches: detection is then one half."""
 
     class Yes(ScriptedModel):
+        asked, limit, seen = 0, 99, ""
+
         def complete(self, messages, *, schema=None, temperature=0.0, max_tokens=1024):
             if schema is MatchAnswer:
                 return MatchAnswer(matches=list(range(1, 200)))
             assert schema is LabelAnswer
-            self.asked = getattr(self, "asked", 0) + 1
-            if self.asked > getattr(self, "limit", 99):
+            self.asked += 1
+            if self.asked > self.limit:
                 raise KeyboardInterrupt
-            self.seen = messages[0]["content"]
+            self.seen = as_dicts(messages)[0]["content"]
             return LabelAnswer(label="texts\n with  w3")
 
     first, options = Yes([], name="scripted"), {"group": False, "window": WINDOW, "placebo": 0}
