@@ -154,7 +154,7 @@ def measure_trait(
 ) -> dict[str, float]:
     """One trait with one dictionary."""
     description = world.trait(trait).train[0]
-    prompts = [item.question for item in questions(world, trait, 96, 11 + seed)]
+    prompts = [item.question for item in questions(world, trait, 64, 11 + seed)]
     judge = Judge(model, dictionary, world, trait, questions(world, trait, 70, 21 + seed))
     found = {}
     for direction in ("on", "off"):

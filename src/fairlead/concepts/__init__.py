@@ -6,6 +6,7 @@ from fairlead.concepts.build import build_concepts
 from fairlead.concepts.catalogue import Catalogue
 from fairlead.concepts.companions import Companions
 from fairlead.concepts.contrast import Contrast, contrast
+from fairlead.concepts.diff import Amplified, Change, diff_answers, diff_texts, paired_changes
 from fairlead.concepts.edits import Abort, Condition, Edit, EditSet
 from fairlead.concepts.entries import (
     ConceptStatistics,
@@ -29,11 +30,13 @@ from fairlead.concepts.variant import Answer, Variant
 __all__ = [
     "Abort",
     "Active",
+    "Amplified",
     "Answer",
     "Attribution",
     "AutoSteered",
     "Catalogue",
     "Cause",
+    "Change",
     "Companions",
     "ConceptStatistics",
     "Condition",
@@ -56,6 +59,8 @@ __all__ = [
     "build_concepts",
     "concept_activations",
     "contrast",
+    "diff_answers",
+    "diff_texts",
     "edited_logprobs",
     "group_latents",
     "inspect_text",
@@ -64,6 +69,7 @@ __all__ = [
     "judge_llm",
     "latent_profile",
     "mean_loss",
+    "paired_changes",
     "random_edits",
     "text_activations",
     "usual_strengths",

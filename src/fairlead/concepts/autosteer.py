@@ -4,7 +4,8 @@
    read with and without the request (`decisions.read_matched`), which gives the parts to edit: start, decisions, later tokens and, to
    turn a behaviour off, the prompt. Concepts that a search of the catalogue finds are tried as well, one by one and together.
 2. *Effect.* The share of answers that show the behaviour: by a check where one is given, else by a probe on the answers' activations,
-   fitted to tell the requested answers from the plain ones and read in the unedited model.
+   fitted to tell the requested answers from the plain ones and read in the unedited model; an answer counts where it scores as
+   95 % of the requested answers do.
 3. *Coherence.* The rise of the unedited model's loss on the edited answers over that on its own: with the request for turning on,
    without it for turning off.
 4. *Calibration.* The strength of each part in turn, from a first guess, on prompts that the contrast did not see. Best is the trial that

@@ -60,6 +60,7 @@ class SteeringBench:
         self.asked = self._answer(self.asked_chats)
         self.auroc: float | None = None
         self.probe: Probe | None = None
+        self.bound = 0.0
         self._check = check
         if check is None:
             self._fit_readout()
@@ -89,7 +90,10 @@ class SteeringBench:
         return mean_loss(self.model.logprobs(encoded), encoded)
 
     def _fit_readout(self) -> None:
-        """A probe between requested and plain answers of the contrast's prompts, read without the request; scored on the others."""
+        """A probe between requested and plain answers of the contrast's prompts, read without the request; scored on the others.
+
+        An answer counts where it scores as 95 % of the requested answers do: halfway there is not enough.
+        """
         sides = []
         for places in (self.contrast_places, self.places):
             chats = self._at(self.chats, places)
@@ -103,6 +107,7 @@ class SteeringBench:
             )
         self.probe = fit_probe(*sides[0], site=self.dictionary.site, heldout=0.0)
         self.auroc = self.probe.score(*sides[1])
+        self.bound = max(0.0, float(self.probe(sides[1][0]).quantile(0.05)))
 
     def contrast(self) -> Matched:
         """Both sets of answers under both prompts; half of the prompts without the request have another one."""
@@ -121,7 +126,7 @@ class SteeringBench:
             ]
         assert self.probe is not None
         encoded = self._encode(self._at(self.chats, self.places), answers)
-        return (self.probe(pool_answers(self.model, encoded, self.dictionary.site)) > 0).tolist()
+        return (self.probe(pool_answers(self.model, encoded, self.dictionary.site)) > self.bound).tolist()
 
     def effect(self, answers: Sequence[str]) -> float:
         """Share of answers that are as wanted."""

@@ -60,6 +60,7 @@ def generate(
     chat: bool | None = None,
     progress: str | None = None,
     follower: Follower | None = None,
+    against: tuple[Model, float] | None = None,
 ) -> list[str]:
     """Answers to prompts.
 
@@ -77,6 +78,8 @@ def generate(
             chats.
         progress: Label of a progress display; none by default.
         follower: Told of every batch, pass and row (steering by conditions needs it).
+        against: Another model with the same tokens and a factor alpha: the logits become
+            `own + alpha (own - other)`, which amplifies what sets the models apart.
 
     Returns:
         Answers without special tokens, in the order of the prompts. They end at the end-of-sequence token or
@@ -119,6 +122,7 @@ def generate(
                 draws=None if draws is None else draws[places],
                 places=places,
                 follower=follower,
+                against=against,
             )
             for place, tokens in zip(places, found, strict=True):
                 answers[place] = tokens
@@ -141,6 +145,7 @@ def generate_ids(
     draws: Tensor | None = None,
     places: Sequence[int] | None = None,
     follower: Follower | None = None,
+    against: tuple[Model, float] | None = None,
 ) -> list[list[int]]:
     """New token ids for one batch of prompts, without the token that ended each.
 
@@ -153,6 +158,7 @@ def generate_ids(
         draws: `[batch, max_new_tokens]` uniform numbers, for sampling.
         places: What the prompts are called towards the follower; 0, 1, ... by default.
         follower: Told of every pass and row.
+        against: Another model and a factor, see `generate`.
     """
     device = model.device
     num, width = len(ids), max(map(len, ids))
@@ -170,6 +176,7 @@ def generate_ids(
     done = torch.zeros(num, dtype=torch.bool, device=device)
     answers: list[list[int]] = [[] for _ in ids]
     step = _Step(model)
+    other = None if against is None else _Step(against[0])
     if follower is not None:
         follower.begin(range(num) if places is None else places, mask[:, :width])
     for count in range(room):
@@ -177,6 +184,14 @@ def generate_ids(
         if follower is not None:
             follower.step(end - tokens.shape[1], tokens.shape[1])
         logits = step(tokens, mask[:, :end], positions[:, end - tokens.shape[1] : end])
+        if other is not None and against is not None:
+            there = against[0].device
+            seen = (
+                tokens.to(there),
+                mask[:, :end].to(there),
+                positions[:, end - tokens.shape[1] : end].to(there),
+            )
+            logits = logits + against[1] * (logits - other(*seen).to(logits))
         chosen = _choose(logits, temperature, None if draws is None else draws[rows, count])
         done |= torch.isin(chosen, stop)
         ended = follower.stopped() if follower is not None else None
@@ -189,9 +204,11 @@ def generate_ids(
         if num_done == len(done):
             break
         tokens = step.next_tokens(tokens, chosen)
-        if 2 * num_done >= len(done) and step.can_select:
+        if 2 * num_done >= len(done) and step.can_select and (other is None or other.can_select):
             keep = (~done).nonzero()[:, 0]
             step.select(keep)
+            if other is not None:
+                other.select(keep)
             if follower is not None:
                 follower.select(keep)
             tokens, mask, positions, rows, done = (

@@ -268,6 +268,7 @@ class Model:
         chat: bool | None = None,
         progress: str | None = None,
         follower: Follower | None = None,
+        against: tuple[Model, float] | None = None,
     ) -> list[str]:
         """Answers to prompts, in their order (see `fairlead.models.generation.generate`)."""
         return generate(
@@ -281,6 +282,7 @@ class Model:
             chat=chat,
             progress=progress,
             follower=follower,
+            against=against,
         )
 
     def save(self, folder: str | Path) -> Path:
