@@ -99,11 +99,3 @@ def check_tokens(tokens: str) -> None:
     """Raise `ConfigError` on an unknown choice of tokens."""
     if tokens not in ("response", "all"):
         raise ConfigError(f"tokens is {tokens!r}; use 'response' or 'all'.")
-
-
-def num_tokens(encoded: Sequence[Encoded], tokens: Tokens) -> int:
-    """Tokens that one pass over the data gives."""
-    check_tokens(tokens)
-    if tokens == "all":
-        return sum(len(item.input_ids) for item in encoded)
-    return sum(sum(item.loss_mask) for item in encoded)
