@@ -6,13 +6,13 @@ import random
 
 import pytest
 import torch
+from tests.inside.concepts.test_steering import SITE, make_dictionary
 
 from fairlead.concepts import attribute
 from fairlead.core.errors import ConfigError
 from fairlead.core.records import Concept
 from fairlead.core.stats import spearman
 from fairlead.data import iter_batches
-from tests.inside.concepts.test_steering import SITE, make_dictionary
 
 
 @pytest.fixture(scope="module")

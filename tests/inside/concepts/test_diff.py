@@ -7,13 +7,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tests.inside.concepts.test_steering import PROMPTS, SITE, make_dictionary
+from tests.inside.conftest import make_model
 
 from fairlead.concepts import diff_answers, diff_texts, paired_changes
 from fairlead.core.errors import ModelError
 from fairlead.core.records import Concept
 from fairlead.models import Model
-from tests.inside.concepts.test_steering import PROMPTS, SITE, make_dictionary
-from tests.inside.conftest import make_model
 
 PLANTED = 20
 
