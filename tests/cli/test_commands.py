@@ -25,7 +25,7 @@ def test_the_table_of_contents_has_the_nouns_and_verbs_of_the_design():
         "demo", "preview", "decide", "plan", "train", "compare", "verify", "report",
         "dial", "replay", "branch", "dict train", "dict harvest", "dict evaluate",
         "concepts build", "concepts search", "concepts show", "concepts neighbours", "concepts contrast",
-        "concepts inspect", "concepts page",
+        "concepts inspect", "concepts page", "concepts steer", "concepts autosteer", "concepts attribute", "concepts diff",
         "spec check", "spec init", "organism build", "organism data", "organism measure",
     ]  # fmt: skip
     assert sorted(NAMES) == sorted(wanted)

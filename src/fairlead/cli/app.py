@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
-from fairlead.cli import concepts, demo, inside, loop, main_path, organism, spec
+from fairlead.cli import concepts, demo, inside, loop, main_path, organism, spec, steering
 from fairlead.cli.output import print_error
 
 app = typer.Typer(
@@ -52,6 +52,7 @@ main_path.register(app)
 loop.register(app)
 inside.register(app)
 concepts.register(app)
+steering.register(concepts.group)
 spec.register(app)
 organism.register(app)
 

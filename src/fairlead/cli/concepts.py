@@ -173,7 +173,7 @@ def concepts_search(
     from fairlead.cli.show_concepts import show_hits
 
     with working():
-        found, loaded = _open(catalogue, model, dtype, device, load=not words_only)
+        found, loaded = open_catalogue(catalogue, model, dtype, device, load=not words_only)
         hits = found.search(text, num=num, model=loaded)
     finish(
         "concepts search",
@@ -290,7 +290,7 @@ def concepts_contrast(
     if measure not in ("mean", "max") or tokens not in ("all", "answer"):
         raise ConfigError("--measure is mean or max, --tokens all or answer. Next: use one of these.")
     with working():
-        found, loaded = _open(catalogue, model, dtype, device)
+        found, loaded = open_catalogue(catalogue, model, dtype, device)
         assert loaded is not None
         sides = [
             encode(
@@ -344,7 +344,7 @@ def concepts_inspect(
     from fairlead.reports import write_inspection
 
     with working():
-        found, loaded = _open(catalogue, model, dtype, device)
+        found, loaded = open_catalogue(catalogue, model, dtype, device)
         assert loaded is not None
         row = Row(text=text)
         if prompt is not None or system is not None:
@@ -408,7 +408,7 @@ def _concept_id(catalogue: Catalogue, name: str) -> str:
     return name
 
 
-def _open(
+def open_catalogue(
     folder: Path, model: str | None, dtype: str, device: str, *, load: bool = True
 ) -> tuple[Catalogue, Model | None]:
     """The catalogue, and the model it describes where it is needed."""

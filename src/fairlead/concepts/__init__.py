@@ -5,6 +5,7 @@ from fairlead.concepts.autosteer import AutoSteered, autosteer, random_edits
 from fairlead.concepts.build import build_concepts
 from fairlead.concepts.catalogue import Catalogue
 from fairlead.concepts.companions import Companions
+from fairlead.concepts.conditions import parse_condition
 from fairlead.concepts.contrast import Contrast, contrast
 from fairlead.concepts.diff import Amplified, Change, diff_answers, diff_texts, paired_changes
 from fairlead.concepts.edits import Abort, Condition, Edit, EditSet
@@ -70,6 +71,7 @@ __all__ = [
     "latent_profile",
     "mean_loss",
     "paired_changes",
+    "parse_condition",
     "random_edits",
     "text_activations",
     "usual_strengths",

@@ -6,6 +6,7 @@ from fairlead.reports.numbers import Goals, summarize
 from fairlead.reports.page import render_report, write_report
 from fairlead.reports.quality import density_svg, render_quality, write_quality
 from fairlead.reports.runs import RunInfo, report_run
+from fairlead.reports.steering_page import steering_svg, write_diff, write_steering
 from fairlead.reports.svg import arms_svg, curves_svg, menu_svg, save_svg
 
 __all__ = [
@@ -21,9 +22,12 @@ __all__ = [
     "render_report",
     "report_run",
     "save_svg",
+    "steering_svg",
     "summarize",
     "write_catalogue_page",
+    "write_diff",
     "write_inspection",
     "write_quality",
     "write_report",
+    "write_steering",
 ]
