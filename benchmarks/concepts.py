@@ -191,7 +191,7 @@ def pocket(args: argparse.Namespace) -> None:
         chance = bootstrap([row["random"] for row in part])
         cells = {
             "good": share(lambda row: row["auroc"] >= LEAST),
-            "auroc": f"{mean.value:.3f} ({min(row['auroc'] for row in part):.3f} at least)",
+            "auroc": f"{mean.value:.3f} ({min(row['auroc'] for row in part):.4f} at least)",
             "random": f"{chance.value:.3f} ({sum(row['random'] >= LEAST for row in part)} of {len(part)} reach {LEAST})",
             **{q: share(lambda row, q=q: (row["search"][q] or 99) <= 3) for q in QUERIES},
             "contrast": share(lambda row: row["contrast"] == 1),
@@ -217,7 +217,8 @@ def pocket(args: argparse.Namespace) -> None:
             rows=table,
             notes=[
                 f"{args.seeds} seeds of dictionary, catalogue and texts; Wilson intervals. The concept is chosen on one draw and measured "
-                "on another with held-out items. Descriptions are the world's own; nothing is tuned to a concept."
+                "on another with held-out items. Descriptions are the world's own; nothing is tuned to a concept. "
+                "How strictly latents are grouped was chosen on seed 0."
             ],
         )
 
@@ -321,11 +322,15 @@ def main() -> None:
     parser.add_argument("--shared", default=None)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--num", type=int, default=14, help="labelled chats for each pair of trait and skill")
-    parser.add_argument("--corpus", type=int, default=6000)
-    parser.add_argument("--tokens", type=int, default=300_000)
+    parser.add_argument("--corpus", type=int, help="texts; 6000 chats or 1000 passages by default")
+    parser.add_argument(
+        "--tokens", type=int, help="the dictionary is trained on; 300,000 or 250,000 by default"
+    )
     parser.add_argument("--latents", type=int, default=None)
     parser.add_argument("--publish", default="", help="name of the table in docs/results")
     args = parser.parse_args()
+    args.corpus = args.corpus or (6000 if args.part == "pocket" else 1000)
+    args.tokens = args.tokens or (300_000 if args.part == "pocket" else 250_000)
     torch.set_num_threads(1)
     {"pocket": pocket, "stories": stories}[args.part](args)
 
