@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def show_steered(console: Console, edits: EditSet, answers: Sequence[Mapping[str, Any]]) -> None:
     """The edits in words, then each prompt with its two answers."""
     for edit in (*edits.edits, *edits.aborts):
-        name = getattr(edit, "label", "")
+        name = getattr(edit, "label", "") if getattr(edit, "concept", "") else ""
         console.print(f"{edit.told()}" + (f"  ({name})" if name else ""), markup=False)
     for one in answers:
         console.print(f"\n{one['prompt']}", markup=False, style="bold")

@@ -114,6 +114,12 @@ class Abort(Record):
     when: tuple[Condition, ...]
     reason: str = ""
 
+    @model_validator(mode="after")
+    def _conditional(self) -> Self:
+        if not self.when:
+            raise ValueError("an abort rule needs at least one condition")
+        return self
+
     def told(self) -> str:
         """The reason, or the conditions in words."""
         return self.reason or "; ".join(condition.told() for condition in self.when)

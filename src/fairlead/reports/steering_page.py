@@ -59,7 +59,7 @@ def write_steering(path: str | Path, report: SteeringReport, edits: EditSet) -> 
     context = {
         "title": f"AutoSteer {report.direction}: {report.description}",
         "report": report,
-        "edits": [edit.told() + f" ({edit.label})" for edit in edits.edits],
+        "edits": [edit.told() + (f" ({edit.label})" if edit.concept else "") for edit in edits.edits],
         "picture": Markup(steering_svg(report)),
     }
     return _write(path, "steering.html", context)

@@ -288,6 +288,7 @@ def test_the_file_round_trips_and_refuses_what_it_was_not_made_for(model, other_
         ("{", "broken JSON"),
         ("[]", "not a file of edits"),
         (json.dumps({**value, "version": 2}), "update fairlead"),
+        (json.dumps({**value, "aborts": [{"when": []}]}), "at least one condition"),
         (json.dumps({**value, "edits": [{"mode": "shout", "latents": [1]}]}), "edits.0.mode"),
         (json.dumps({**value, "edits": [{"mode": "add", "latents": [1]}]}), "weight"),
     ):
