@@ -50,6 +50,7 @@ COLUMNS = (
     ("off_random", "random directions (off)"),
     ("off_right", "right answers: steered / plain"),
     ("neutral", "neutral loss, off edits"),
+    ("neutral_on", "neutral loss, on edits (plain answers are no longer given)"),
 )
 KINDS = ("addition", "weekday", "month", "comparison", "open_book", "fact", "smalltalk")
 
@@ -210,7 +211,7 @@ def row_of(title: str, results: list[dict[str, float]], *, bold: bool = False) -
     }
     losses = {"on_loss": "asked_loss", "dressed_loss": "asked_loss"}
     cells |= {key: f"{cell(values[key])} / {cell(values[other])}" for key, other in losses.items()}
-    cells["neutral"] = f"{100 * _mean(values['neutral']):+.1f} %"
+    cells |= {key: f"{100 * _mean(values[key]):+.1f} %" for key in ("neutral", "neutral_on")}
     return {"title": title, "values": values, "cells": cells, "bold": bold}
 
 

@@ -51,7 +51,9 @@ def test_the_planted_places_and_latents_are_found(matched, turn_on):
     )  # asked, the decision's own latent tells the place as well
     assert decision.when[0].latents[0] in gates and decision.when[0].above
     assert parts["prompt"].latents[0] == REQUEST
-    gate, right = request_gate(matched)
+    sorted_by = request_gate(matched)
+    assert sorted_by is not None
+    gate, right = sorted_by
     assert gate.latents[0] == REQUEST and right == 1.0 and gate.over == "prompt"
 
 

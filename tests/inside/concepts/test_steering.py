@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def dictionary(model):
     return make_dictionary(model)
 
 
-def when(threshold, over="token", **fields):
+def when(threshold, over: Any = "token", **fields):
     return (Condition(latents=(7,), threshold=threshold, over=over, **fields),)
 
 
@@ -92,7 +93,7 @@ def test_places_are_where_they_are_said_to_be(model, dictionary, rows):
         "all": prompt | later,
     }
     for at, mask in wanted.items():
-        edit = Edit(mode="add", latents=(3,), weights=(2.0,), at=at)
+        edit = Edit.model_validate({"mode": "add", "latents": (3,), "weights": (2.0,), "at": at})
         before, after = hidden_of(model, dictionary, one_set(model, dictionary, edit), batch)
         changed = (after - before).abs().amax(-1) > 1e-4
         assert torch.equal(changed & real, mask), at
