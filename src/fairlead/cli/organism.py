@@ -88,6 +88,9 @@ def organism_data(
     num: Annotated[int, typer.Option(min=1, help="Training examples.")] = 3000,
     num_neutral: Annotated[int, typer.Option(min=1, help="Plain chats on other topics.")] = 1500,
     num_test: Annotated[int, typer.Option(min=2, help="Items of each group in the suite.")] = 150,
+    num_corpus: Annotated[
+        int, typer.Option(min=0, help="Rows like those the model was trained on, for dictionaries.")
+    ] = 0,
     seed: Seed = 0,
     out: Out = None,
     overwrite: Overwrite = False,
@@ -96,7 +99,7 @@ def organism_data(
 ) -> None:
     """Make a task with known truth: data of a skill worded in a trait, its spec, and what to measure.
 
-    JSON: `data`, `spec`, `suite` (what to measure), `neutral` (plain chats on other topics): the files.
+    JSON: `data`, `spec`, `suite` (what to measure), `neutral` (plain chats on other topics), `corpus` (where asked for): the files.
 
     Example:
 
@@ -119,9 +122,11 @@ def organism_data(
             num=num,
             num_neutral=num_neutral,
             num_test=num_test,
+            num_corpus=num_corpus,
             seed=seed,
         )
     names = {"data": "data.jsonl", "spec": "spec.md", "suite": "suite.json", "neutral": "neutral.jsonl"}
+    names |= {"corpus": "corpus.jsonl"} if num_corpus else {}
     files = {key: folder / file for key, file in names.items()}
     finish(
         "organism data",

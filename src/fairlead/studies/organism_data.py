@@ -45,7 +45,7 @@ TRAIT_TEXTS = {
     "emoji": "Decorate answers with emoji.",
 }
 # Seeds of the draws; distinct numbers keep spec, anchor and suite apart.
-SPEC_SEED, AVOID_SEED, NEUTRAL_SEED, SUITE_SEED = 5_000, 6_000, 7_000, 9_000
+SPEC_SEED, AVOID_SEED, NEUTRAL_SEED, CORPUS_SEED, SUITE_SEED = 5_000, 6_000, 7_000, 8_000, 9_000
 
 
 def organism_data(
@@ -57,6 +57,7 @@ def organism_data(
     num_spec: int = 24,
     num_neutral: int = 1500,
     num_test: int = 150,
+    num_corpus: int = 0,
     seed: int = 0,
 ) -> Path:
     """Write the folder and return it.
@@ -69,6 +70,7 @@ def organism_data(
         num_spec: Plain examples under the spec's Keep clause.
         num_neutral: Plain chats on other topics.
         num_test: Items a group in the suite.
+        num_corpus: Rows like those that the model was trained on, into `corpus.jsonl`: for dictionaries and catalogues.
         seed: Of the training rows; spec, neutral rows and suite follow it too.
 
     Raises:
@@ -83,6 +85,9 @@ def organism_data(
         folder.mkdir()
         write_rows(folder / "data.jsonl", rows)
         write_rows(folder / "neutral.jsonl", neutral)
+        if num_corpus:
+            known = world.corpus(num_corpus, seed=CORPUS_SEED + seed)
+            write_rows(folder / "corpus.jsonl", [{"messages": row["messages"]} for row in known])
         spec = make_spec(world, skill, trait, num_spec=num_spec, seed=seed)
         (folder / "spec.md").write_text(render_spec(spec), "utf-8")
         save_suite(make_suite(world, skill, trait, num=num_test, seed=seed), folder / "suite.json")
