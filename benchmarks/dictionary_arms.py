@@ -14,6 +14,7 @@ import contextlib
 import json
 import sys
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from safetensors.torch import load_file
 ANSWERS = sys.stdout
 
 
-class Arm:
+class Arm(ABC):
     """What the arms have in common: the specification and the data."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -40,17 +41,17 @@ class Arm:
         self.place += self.size
         return self.acts[self.place - self.size : self.place]
 
+    @abstractmethod
     def one_step(self) -> None:
         """A training step on `batch()`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def trained(self) -> Any:
         """A dictionary trained from the model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def errors(self, found: Any, x: torch.Tensor) -> torch.Tensor:
         """Reconstruction minus activations of one batch, with k pairs a token."""
-        raise NotImplementedError
 
     def steps(self, num: int) -> dict[str, float]:
         """Seconds of `num` steps."""

@@ -9,7 +9,9 @@
 3. *Coherence.* The rise of the unedited model's loss on the edited answers over that on its own: with the request for turning on,
    without it for turning off.
 4. *Calibration.* The strength of each part in turn, from a first guess, on prompts that the contrast did not see. Best is the trial that
-   reaches the goal with the least loss, else the one with the most effect. A placebo of equal norm runs beside it.
+   reaches the goal with the least loss, else the one with the most effect. A concept from the search wins only where it costs no more
+   coherence: at high strength any concept that reads a style has its full effect on the readout, and says nothing else. A placebo of
+   equal norm runs beside it.
 
 To turn a behaviour off, the edits can be tied to the condition that the request stands in the prompt, so that nothing changes elsewhere.
 """
@@ -41,6 +43,7 @@ STEPS: dict[str, tuple[float, ...]] = {
 }
 GOALS = {"on": 0.95, "off": 0.9}
 CONCEPT_STEPS = (1.0, 2.0, 4.0, 8.0)
+CONTRAST = "contrast"  # name of the contrast's own trials; others are named by their concepts
 
 
 class AutoSteered(NamedTuple):
@@ -113,8 +116,7 @@ def autosteer(
         return trial
 
     def rank(trial: Trial) -> tuple:
-        good = trial.effect >= goal and trial.loss_rise <= max_loss_rise
-        return (good, -trial.loss_rise) if good else (good, min(trial.effect, goal), -trial.loss_rise)
+        return rank_trial(trial, goal=goal, max_loss_rise=max_loss_rise)
 
     def contrast_edits(strengths: dict[str, float]) -> list[Edit]:
         return edits_of(parts, strengths, direction=direction, when=conditions, description=description)
@@ -124,18 +126,18 @@ def autosteer(
     ):
         attempt(name, strengths, made)
     strengths = {part.name: FIRST[_kind(part)] for part in parts if part.name != "prompt"}
-    best = attempt("contrast", strengths, contrast_edits(strengths))
+    best = attempt(CONTRAST, strengths, contrast_edits(strengths))
     for kind, steps in STEPS.items():
         names = [part.name for part in parts if _kind(part) == kind]
         if not names or (direction == "off" and rank(best)[0] and kind == "start"):
             continue
         for value in track(list(steps), f"strength at {kind}"):
             changed = {**strengths, **dict.fromkeys(names, value)}
-            trial = attempt("contrast", changed, contrast_edits(changed))
+            trial = attempt(CONTRAST, changed, contrast_edits(changed))
             if rank(trial) > rank(best):
                 best = trial
         strengths = dict(best.strengths)
-    chosen = max(range(len(tried)), key=lambda place: rank(tried[place][0]))
+    chosen = choose_trial([trial for trial, _ in tried], goal=goal, max_loss_rise=max_loss_rise)
     edits = tried[chosen][1]
     noise = random_edits(edits, dictionary, seed=seed)
     report = SteeringReport(
@@ -156,6 +158,24 @@ def autosteer(
     )
     note = f"AutoSteer {direction}: {description}"
     return AutoSteered(edits.model_copy(update={"notes": (note,)}), report)
+
+
+def rank_trial(trial: Trial, *, goal: float, max_loss_rise: float) -> tuple:
+    """A key that is larger for a better trial: those that reach the goal by least loss, others by effect."""
+    good = trial.effect >= goal and trial.loss_rise <= max_loss_rise
+    return (good, -trial.loss_rise) if good else (good, min(trial.effect, goal), -trial.loss_rise)
+
+
+def choose_trial(trials: Sequence[Trial], *, goal: float, max_loss_rise: float) -> int:
+    """Place of the best trial; a concept's own counts only where it costs no more coherence than the best of the contrast, or than allowed."""
+
+    def rank(place: int) -> tuple:
+        return rank_trial(trials[place], goal=goal, max_loss_rise=max_loss_rise)
+
+    places = range(len(trials))
+    best = max((place for place in places if trials[place].name == CONTRAST), key=rank)
+    bound = max(trials[best].loss_rise, max_loss_rise)
+    return max((place for place in places if place == best or trials[place].loss_rise <= bound), key=rank)
 
 
 def edits_of(

@@ -10,6 +10,7 @@ the residual, which itself gets no gradient), differentiates, and removes the gr
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -42,12 +43,12 @@ class Forward(NamedTuple):
     least: float
 
 
-class AutogradKind:
+class AutogradKind(ABC):
     """Base of a kind that gives its loss and leaves the gradients to autograd."""
 
+    @abstractmethod
     def forward(self, params: Params, x_ND: Tensor, config: DictionaryConfig, state: StepState) -> Forward:
         """The loss on a batch, with its graph over `params`."""
-        raise NotImplementedError
 
     def dead_acts(self, pre_NF: Tensor, dead: Tensor, config: DictionaryConfig) -> tuple[Tensor, Tensor]:
         """Activations `[N, n]` of dead latents for AuxK, and the latents' indices `[n]`."""

@@ -7,8 +7,9 @@ import torch
 from tests.inside.concepts.test_steering import SITE, make_dictionary
 
 from fairlead.concepts import Condition, Edit, EditSet, autosteer, parse_condition, random_edits
-from fairlead.concepts.autosteer import edits_of
+from fairlead.concepts.autosteer import choose_trial, edits_of
 from fairlead.concepts.decisions import Matched, find_parts, read_matched, request_gate
+from fairlead.concepts.steering_report import Trial
 from fairlead.core.errors import ConfigError
 from fairlead.core.records import Concept
 
@@ -113,6 +114,27 @@ def test_the_placebo_has_the_same_norms_places_and_conditions(model):
         for e in (edits.edits[0], noise.edits[0])
     ]
     assert float(norms[0]) == pytest.approx(float(norms[1]), rel=1e-5)
+
+
+def trial(name: str, effect: float, loss_rise: float) -> Trial:
+    return Trial(name=name, strengths={}, effect=effect, loss_rise=loss_rise)
+
+
+@pytest.mark.parametrize(
+    ("concept", "chosen"),
+    [
+        (trial("c7", 1.0, 7.0), "contrast"),  # full effect, and nothing else said
+        (trial("c7", 0.9, 1.4), "c7"),  # more effect at no more loss
+        (trial("c7", 0.97, 0.4), "c7"),  # reaches the goal
+        (trial("c7", 0.2, 0.1), "contrast"),
+    ],
+)
+def test_a_concept_is_taken_only_where_it_costs_no_more_coherence(concept, chosen):
+    trials = [concept, trial("contrast", 0.3, 1.9), trial("contrast", 0.35, 1.5)]
+    place = choose_trial(trials, goal=0.95, max_loss_rise=0.5)
+    assert trials[place].name == chosen
+    if chosen == "contrast":
+        assert place == 2, "of the contrast's own trials the one with more effect"
 
 
 def test_conditions_are_read_from_a_line_of_text():
