@@ -1,7 +1,8 @@
 """Directions and readouts: the nouns that probes, dictionaries and geometry make and all else uses.
 
 A `Direction` is a vector at a site with its provenance. A `Readout` turns activations
-`[..., d_model]` at a site into scores `[...]`. Neither says which method made it.
+`[..., d_model]` at a site into scores `[...]`; a `SpanReadout` reads stretches of tokens, at one site or several. None says which
+method made it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import torch
 
+    from fairlead.core.claims import TokenSpan
     from fairlead.core.site import Site
 
 
@@ -47,6 +51,26 @@ class Readout(Protocol):
 
     def __call__(self, activations: torch.Tensor) -> torch.Tensor:
         """Scores `[...]` of activations `[..., d_model]`."""
+        ...
+
+
+@runtime_checkable
+class SpanReadout(Protocol):
+    """Anything that scores stretches of tokens: what guards and rewards read claims with."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Where the activations come from."""
+        ...
+
+    def token_scores(self, activations: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Probabilities `[batch, seq]` token by token, from activations `[batch, seq, d_model]` by `str(site)`."""
+        ...
+
+    def span_scores(
+        self, activations: Mapping[str, torch.Tensor], spans: Sequence[TokenSpan]
+    ) -> torch.Tensor:
+        """Calibrated probabilities `[span]`; a span's score depends on the activations of its own tokens alone."""
         ...
 
 
