@@ -167,7 +167,7 @@ def rank_trial(trial: Trial, *, goal: float, max_loss_rise: float) -> tuple:
 
 
 def choose_trial(trials: Sequence[Trial], *, goal: float, max_loss_rise: float) -> int:
-    """Place of the best trial; a concept's own counts only where it costs no more coherence than the best of the contrast, or than allowed."""
+    """Place of the best trial; a concept's own counts only where it costs no more coherence than the contrast's best, or than allowed."""
 
     def rank(place: int) -> tuple:
         return rank_trial(trials[place], goal=goal, max_loss_rise=max_loss_rise)
