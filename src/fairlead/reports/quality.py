@@ -6,10 +6,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from fairlead.core.run import atomic_path
 from fairlead.dictionaries.quality import DictionaryQuality, Histogram
 from fairlead.reports import palette
-from fairlead.reports.page import asset, environment
+from fairlead.reports.html import environment, render_page, write_text
 from fairlead.reports.svg import Box, even_ticks
 from fairlead.reports.text import percent
 
@@ -96,22 +95,17 @@ def render_quality(quality: DictionaryQuality, *, title: str = "", command: str 
         if s
         else []
     )
-    return (
-        environment()
-        .get_template("quality.html")
-        .render(
-            title=title or f"Dictionary at {place}",
-            verdict=_verdict(quality),
-            quality=quality,
-            fvus=_rows(fvus),
-            measures=_rows(measures),
-            stability=_rows(stability),
-            density=Markup(density_svg(quality.density)),
-            css=Markup(asset("report.css")),
-            palette=palette,
-            command=command,
-        )
-    )
+    context = {
+        "title": title or f"Dictionary at {place}",
+        "verdict": _verdict(quality),
+        "quality": quality,
+        "fvus": _rows(fvus),
+        "measures": _rows(measures),
+        "stability": _rows(stability),
+        "density": Markup(density_svg(quality.density)),
+        "command": command,
+    }
+    return render_page("quality.html", context)
 
 
 def write_quality(
@@ -122,10 +116,7 @@ def write_quality(
     Raises:
         RunError: The file cannot be written.
     """
-    path = Path(path)
-    with atomic_path(path) as temporary:
-        temporary.write_text(render_quality(quality, title=title, command=command), "utf-8")
-    return path
+    return write_text(path, render_quality(quality, title=title, command=command))
 
 
 def _rows(rows: list) -> list[dict]:
