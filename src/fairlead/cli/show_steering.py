@@ -50,7 +50,7 @@ def show_autosteer(console: Console, found: AutoSteered) -> None:
     console.print(table)
     before, after = report.neutral_loss
     console.print(
-        f"{'goal reached' if report.reached else 'GOAL NOT REACHED'}: {report.best.effect:.0%} of {report.num_calibration} answers, "
+        f"{report.verdict}: {report.best.effect:.0%} of {report.num_calibration} answers, "
         f"{report.effect_before:.0%} without edits, {report.effect_request:.0%} "
         f"{'on request' if report.direction == 'on' else 'where it is not requested'}; loss of plain answers {before:.3f} -> {after:.3f}.",
         markup=False,

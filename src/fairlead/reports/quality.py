@@ -36,7 +36,7 @@ def density_svg(density: Histogram) -> str:
         for i, (count, label) in enumerate(zip(counts, labels, strict=True))
     ]
     whole = [(i, edge) for i, edge in enumerate(density.edges) if abs(edge - round(edge)) < 1e-9]
-    columns = [(round(box.left + wide / 2, 1), "never")]
+    columns = [(round(box.left, 1), "never")]  # under the left edge: the next label stands one bar on
     columns += [
         (round(box.left + (i + 1) * wide, 1), f"1e{round(edge)}" if edge < 0 else "1") for i, edge in whole
     ]

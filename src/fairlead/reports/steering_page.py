@@ -89,12 +89,17 @@ def write_diff(path: str | Path, diff: ConceptDiff) -> Path:
         )
         part["bars"] = [_bar(line.change, line.low, line.high, top) for line in part["changes"]]
     context = {
-        "title": f"{diff.before} and {diff.after}",
+        "title": f"{_short(diff.before)} and {_short(diff.after)}",
         "diff": diff,
         "parts": parts,
         "level": _SIGNIFICANT,
     }
     return write_page(path, "diff.html", context)
+
+
+def _short(model: str) -> str:
+    """A model's name, or the end of its folder's path."""
+    return "/".join(Path(model).parts[-3:]) if Path(model).is_absolute() else model
 
 
 def _bar(change: float, low: float, high: float, top: float) -> dict[str, float | str]:
