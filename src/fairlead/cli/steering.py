@@ -230,7 +230,7 @@ def concepts_attribute(
     from fairlead.cli.show_steering import show_attribution
     from fairlead.concepts import attribute
     from fairlead.core.errors import ConfigError
-    from fairlead.data import Message, Row, encode
+    from fairlead.data import Message, Row, encode, token_text
 
     _one_of("--method", method, ("integrated", "gradient", "ablation"))
     with working():
@@ -259,7 +259,7 @@ def concepts_attribute(
             method=method,  # type: ignore[arg-type]
             steps=steps,
         )
-        pieces = [str(loaded.tokenizer.decode([one])) for one in text.input_ids]
+        pieces = [token_text(loaded.tokenizer, one) for one in text.input_ids]
     summary = {
         name: getattr(result, name) for name in ("output", "baseline", "other", "remainder", "gap", "method")
     }
