@@ -138,6 +138,13 @@ def concepts_autosteer(
         str | None,
         typer.Option(help="Regular expression that tells the behaviour in an answer; a probe by default."),
     ] = None,
+    examples: Annotated[
+        bool,
+        typer.Option(
+            "--examples",
+            help="The answers in DATA show the behaviour: contrast with them, not with the model's own.",
+        ),
+    ] = False,
     search: Annotated[
         int, typer.Option(min=0, help="Concepts found by the description that are tried alone.")
     ] = 2,
@@ -179,6 +186,7 @@ def concepts_autosteer(
             direction="off" if off else "on",
             requests=request or [],
             check=check,
+            examples=examples,
             search=search,
             num_prompts=num_prompts,
             overwrite=overwrite,
