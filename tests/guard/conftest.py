@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -47,3 +51,23 @@ def guard(pocket, readout, questions):
     plain = Guard(pocket, readout).answer(questions)
     scores = sorted(claim.score for answer in plain for claim in answer.claims)
     return Guard(pocket, readout, threshold=scores[len(scores) // 2] - 1e-6)
+
+
+PLACE = Path(__file__).resolve().parent / "serving.py"
+if "guard_serving" not in sys.modules:
+    spec = importlib.util.spec_from_file_location("guard_serving", PLACE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["guard_serving"] = module
+    spec.loader.exec_module(module)
+
+
+@pytest.fixture(scope="module")
+def served(guard, tmp_path_factory):
+    """One server for the tests of a file."""
+    folder = tmp_path_factory.mktemp("served")
+    with sys.modules["guard_serving"].serving(
+        guard, log=folder / "audit.jsonl", max_rows=6, max_waiting=24, page=lambda: "<p>page</p>"
+    ) as found:
+        found.log = folder / "audit.jsonl"
+        yield found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -195,6 +196,23 @@ def test_rows_that_leave_do_not_disturb_the_others(guard, questions):
         for one, two in zip(answer.scores, want.scores, strict=True):
             assert abs(one - two) < 1e-4, "scores token by token are those of the span"
     assert len(done) + len(gone) == len(questions)
+
+
+def test_two_threads_share_a_model(guard, questions):
+    expected = guard.answer(questions, policy=Policy(kind="correct"))
+    with ThreadPoolExecutor(3) as pool:
+        found = list(
+            pool.map(
+                lambda size: guard.answer(questions, policy=Policy(kind="correct"), batch_size=size),
+                (3, 5, 64),
+            )
+        )
+    for answers in found:
+        assert [answer.text for answer in answers] == [answer.text for answer in expected]
+        for one, two in zip(answers, expected, strict=True):
+            assert [claim.score for claim in one.claims] == pytest.approx(
+                [claim.score for claim in two.claims], abs=1e-4
+            )
 
 
 def test_refusals(guard, pocket, readout, questions):

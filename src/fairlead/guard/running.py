@@ -6,6 +6,7 @@ with their span, or after every pass where somebody waits for them (`live`).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Self
@@ -40,6 +41,7 @@ class GuardedBatch:
         self._decoding = Decoding(model)
         self._history = History([str(site) for site in readout.sites])
         self._seen: dict[str, Tensor] = {}
+        self._reader: int | None = None  # the thread whose pass is to be kept
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -50,8 +52,8 @@ class GuardedBatch:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def admit(self, waiting: list[Stream], max_rows: int) -> list[Stream]:
-        """Take answers from the front of `waiting` into the batch, as many as fit, and return them.
+    def fitting(self, waiting: Sequence[Stream], max_rows: int) -> list[Stream]:
+        """The answers among `waiting` that may join now, the first come first.
 
         Families whose state takes no rows in start a batch when the last one is done; those that ignore the attention mask begin with
         prompts of one length at a time.
@@ -59,17 +61,26 @@ class GuardedBatch:
         room = max_rows - len(self.streams)
         if not waiting or room < 1 or not self._decoding.can_join:
             return []
-        taken = waiting[:room]
-        if not self.model.resolved.family.reads_mask:
-            length = len(taken[0].row.ids)
-            taken = [stream for stream in taken if len(stream.row.ids) == length]
-        chosen = set(map(id, taken))
-        waiting[:] = [stream for stream in waiting if id(stream) not in chosen]
-        self._decoding.join([stream.row for stream in taken])
-        self._history.join(len(taken))
-        for stream in taken:
+        if self.model.resolved.family.reads_mask:
+            return list(waiting[:room])
+        length = len(waiting[0].row.ids)
+        return [stream for stream in waiting if len(stream.row.ids) == length][:room]
+
+    def join(self, streams: Sequence[Stream]) -> None:
+        """Read the prompts of answers in one pass and put them into the batch."""
+        self._decoding.join([stream.row for stream in streams])
+        self._history.join(len(streams))
+        for stream in streams:
             stream.start = self._history.now
-        self.streams += taken
+        self.streams += streams
+
+    def admit(self, waiting: list[Stream], max_rows: int) -> list[Stream]:
+        """Take answers from `waiting` into the batch, as many as fit, and return them."""
+        taken = self.fitting(waiting, max_rows)
+        if taken:
+            chosen = set(map(id, taken))
+            waiting[:] = [stream for stream in waiting if id(stream) not in chosen]
+            self.join(taken)
         return taken
 
     def step(self) -> list[Stream]:
@@ -91,10 +102,12 @@ class GuardedBatch:
 
     def drop(self, unwanted: Callable[[Stream], bool]) -> list[Stream]:
         """Take answers out that nobody waits for any more, and return them."""
-        keep = [place for place, stream in enumerate(self.streams) if not unwanted(stream)]
-        gone = [stream for stream in self.streams if unwanted(stream)]
+        out = [
+            unwanted(stream) for stream in self.streams
+        ]  # asked once: another thread may change the answer
+        gone = [stream for stream, leaves in zip(self.streams, out, strict=True) if leaves]
         if gone:
-            self._select(keep)
+            self._select([place for place, leaves in enumerate(out) if not leaves])
         return gone
 
     def _select(self, places: list[int]) -> None:
@@ -106,13 +119,16 @@ class GuardedBatch:
 
     def _keep(self, site: str) -> Callable[[Tensor], None]:
         def keep(hidden: Tensor) -> None:
-            self._seen[site] = hidden[:, -1]
+            if threading.get_ident() == self._reader:  # other threads may use the model meanwhile
+                self._seen[site] = hidden[:, -1]
 
         return keep
 
     @torch.no_grad()
     def _read(self, tokens: Sequence[int]) -> None:
+        self._reader = threading.get_ident()
         self._decoding.read(torch.tensor(tokens, device=self.model.device))
+        self._reader = None
         self.num_passes += 1
         self._history.push(self._seen, [stream.start for stream in self.streams])
         if not self.live:
