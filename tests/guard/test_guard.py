@@ -245,3 +245,44 @@ def test_a_request_that_is_plain_text_keeps_its_space(guard, pocket, questions):
     assert answer.text == pocket.generate(["The town of"], chat=False, max_new_tokens=6)[
         0
     ] or answer.text.startswith(" ")
+
+
+class Carrying:
+    """A readout whose token scores see the token before as well."""
+
+    def __init__(self, site, width):
+        generator = torch.Generator().manual_seed(4)
+        self.site, self.own, self.before = site, *(torch.randn(2, width, generator=generator) / 8)
+
+    @property
+    def sites(self):
+        return (self.site,)
+
+    def token_scores(self, activations):
+        hidden = activations[str(self.site)]
+        return torch.sigmoid(
+            hidden @ self.own + torch.nn.functional.pad(hidden @ self.before, (1, 0))[:, :-1]
+        )
+
+    def span_scores(self, activations, spans):
+        hidden = activations[str(self.site)] @ self.own
+        return torch.sigmoid(torch.stack([hidden[s.row, s.start : s.end].mean() for s in spans]))
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_what_a_readout_carries_over_from_the_token_before_is_there(pocket, readout, questions, live):
+    probe = Carrying(readout.sites[0], pocket.d_model)
+    made, site = Guard(pocket, probe), str(readout.sites[0])
+    requests = [made.request(question) for question in questions]
+    with made.batch(live=live) as batch:
+        waiting = [stream for place, r in enumerate(requests) for stream in made.streams(r, key=place)]
+        done = []
+        while waiting or batch.streams:
+            batch.admit(waiting, 4)
+            done += batch.step()
+    for stream in done:
+        start = len(requests[stream.key].ids)
+        whole = torch.tensor([[*requests[stream.key].ids, *stream.row.answer]])
+        acts = pocket.capture(SimpleNamespace(input_ids=whole, attention_mask=torch.ones_like(whole)), [site])
+        expected = probe.token_scores(acts)[0, start:].tolist()
+        assert stream.result().scores == pytest.approx(expected, abs=1e-4)

@@ -1,7 +1,8 @@
 """Activations of spans that have not ended yet, for every row of a running batch, without a copy per row.
 
 One buffer `[row, column, d]` per site; a pass writes one column for all rows. A row's span is a stretch of columns that ends at the
-newest. Columns that no row needs any more are dropped when the buffer is full.
+newest. The column before a span is kept with it (for the first token of an answer that of the prompt's last token), since some readouts
+carry something over from the token before. Columns that no row needs any more are dropped when the buffer is full.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class History:
         self.now += 1
 
     def read(self, rows: Sequence[int], starts: Sequence[int]) -> tuple[dict[str, Tensor], list[TokenSpan]]:
-        """Activations `[len(rows), seq, d]` by site of the spans of some rows, and where each span is in them."""
-        first = min(starts)
+        """Activations `[len(rows), seq, d]` by site of the spans of some rows and what is before them, and where each span is."""
+        first = min(starts) - 1
         where = slice(first - self._first, self.now - self._first)
         activations = {site: self._kept[site][list(rows), where] for site in self.sites}
         spans = [TokenSpan(place, start - first, self.now - first) for place, start in enumerate(starts)]
@@ -56,15 +57,25 @@ class History:
         """Only these rows go on."""
         self._kept = {site: values[keep] for site, values in self._kept.items()} if len(keep) else {}
 
-    def join(self, num: int) -> None:
-        """New rows at the end, which need nothing of what is kept."""
-        self._kept = {
-            site: torch.cat([values, values.new_zeros(num, *values.shape[1:])])
-            for site, values in self._kept.items()
-        }
+    def newest(self, num: int) -> dict[str, Tensor]:
+        """The newest columns of all rows, `[row, num, d]` by site."""
+        until = self.now - self._first
+        return {site: values[:, until - num : until] for site, values in self._kept.items()}
+
+    def join(self, values: Mapping[str, Tensor]) -> None:
+        """New rows at the end, with the activations `[row, d]` of their prompts' last tokens as the newest column."""
+        if not self._kept:
+            num = len(next(iter(values.values())))
+            self.push(values, [self.now] * num)
+            return
+        place = self.now - self._first - 1
+        for site, kept in self._kept.items():
+            fresh = kept.new_zeros(len(values[site]), *kept.shape[1:])
+            fresh[:, place] = values[site]
+            self._kept[site] = torch.cat([kept, fresh])
 
     def _make_room(self, values: Mapping[str, Tensor], starts: Sequence[int]) -> None:
-        first = min(min(starts), self.now)
+        first = max(self._first, min(min(starts), self.now) - 1) if self._kept else self.now
         held = self.now - first
         for site in self.sites:
             fresh = values[site].new_zeros(len(values[site]), max(_ROOM, 2 * held), values[site].shape[-1])

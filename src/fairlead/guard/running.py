@@ -68,8 +68,10 @@ class GuardedBatch:
 
     def join(self, streams: Sequence[Stream]) -> None:
         """Read the prompts of answers in one pass and put them into the batch."""
+        self._reader = threading.get_ident()
         self._decoding.join([stream.row for stream in streams])
-        self._history.join(len(streams))
+        self._reader = None
+        self._history.join(self._seen)  # what was seen of the prompts' last tokens
         for stream in streams:
             stream.start = self._history.now
         self.streams += streams
@@ -135,8 +137,7 @@ class GuardedBatch:
             for stream in self.streams:
                 stream.was_read(None)
             return
-        newest = {site: values[:, None] for site, values in self._seen.items()}
-        scores = self.readout.token_scores(newest)[:, 0].tolist()
+        scores = self.readout.token_scores(self._history.newest(2))[:, -1].tolist()
         for stream, score in zip(self.streams, scores, strict=True):
             stream.was_read(score)
 
