@@ -151,8 +151,12 @@ class AuditLog:
         return number
 
 
-def iter_audit(path: str | Path) -> Iterator[AuditRecord | Damage]:
+def iter_audit(path: str | Path, *, last_bytes: int | None = None) -> Iterator[AuditRecord | Damage]:
     """Records of a log in order, and what is wrong where a line holds none (a torn last line, a changed one, a gap in the numbers).
+
+    Args:
+        path: The log.
+        last_bytes: Begin with the first whole line of so many bytes at its end; lines count from there.
 
     Raises:
         RunError: No such file.
@@ -160,6 +164,10 @@ def iter_audit(path: str | Path) -> Iterator[AuditRecord | Damage]:
     path, expected = Path(path), 0
     try:
         with open(path, "rb") as handle:
+            if last_bytes is not None and path.stat().st_size > last_bytes:
+                handle.seek(-last_bytes, os.SEEK_END)
+                handle.readline()
+                expected = None
             for place, line in enumerate(handle, start=1):
                 found = _parse(line)
                 if isinstance(found, str):
@@ -167,7 +175,7 @@ def iter_audit(path: str | Path) -> Iterator[AuditRecord | Damage]:
                         place, "torn: the writer was killed here" if not line.endswith(b"\n") else found
                     )
                     continue
-                if found.number != expected:
+                if expected is not None and found.number != expected:
                     yield Damage(place, f"record {found.number} follows where {expected} should")
                 expected = found.number + 1
                 yield found
@@ -175,9 +183,9 @@ def iter_audit(path: str | Path) -> Iterator[AuditRecord | Damage]:
         raise RunError(f"{path}: no such log. Next: check the path.") from None
 
 
-def read_audit(path: str | Path) -> tuple[list[AuditRecord], list[Damage]]:
-    """All records of a log, and all damage."""
-    found = list(iter_audit(path))
+def read_audit(path: str | Path, *, last_bytes: int | None = None) -> tuple[list[AuditRecord], list[Damage]]:
+    """All records of a log (or of its end), and all damage."""
+    found = list(iter_audit(path, last_bytes=last_bytes))
     return [item for item in found if isinstance(item, AuditRecord)], [
         item for item in found if isinstance(item, Damage)
     ]

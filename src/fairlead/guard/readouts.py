@@ -40,7 +40,16 @@ class TokenReadout:
 
     def span_scores(self, activations: Mapping[str, Tensor], spans: Sequence[TokenSpan]) -> Tensor:
         """Probabilities `[span]`."""
+        return self._pooled(self._raw(activations), spans)
+
+    def span_and_token_scores(
+        self, activations: Mapping[str, Tensor], spans: Sequence[TokenSpan]
+    ) -> tuple[Tensor, Tensor]:
+        """`span_scores` and `token_scores`, from one reading."""
         raw = self._raw(activations)
+        return self._pooled(raw, spans), torch.sigmoid(raw)
+
+    def _pooled(self, raw: Tensor, spans: Sequence[TokenSpan]) -> Tensor:
         found = []
         for span in spans:
             own = raw[span.row, span.start : span.end]
@@ -64,3 +73,13 @@ def as_span_readout(readout: SpanReadout | Readout) -> SpanReadout:
     raise ConfigError(
         f"{type(readout).__name__} reads no activations. Next: pass a probe, or anything with `sites`, `token_scores` and `span_scores`."
     )
+
+
+def score_both(
+    readout: SpanReadout, activations: Mapping[str, Tensor], spans: Sequence[TokenSpan]
+) -> tuple[Tensor, Tensor]:
+    """Probabilities of spans `[span]` and tokens `[batch, seq]`; read once where the readout can (`span_and_token_scores`)."""
+    together = getattr(readout, "span_and_token_scores", None)
+    if together is not None:
+        return together(activations, spans)
+    return readout.span_scores(activations, spans), readout.token_scores(activations)

@@ -270,9 +270,10 @@ class Scheduler:
         if not batch.streams:
             return
         finished = batch.step()
+        running = batch.streams
         self.stats.passes += 1
-        self.stats.tokens += len(batch.streams)
-        for stream in batch.streams:
+        self.stats.tokens += len(running)
+        for stream in running:
             stream.key.see(stream)
         for stream in finished:
             self._end(stream)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fairlead.guard.guard import Guard
 
 RenderPage = Callable[[Sequence["AuditRecord"]], str]
+_PAGE_BYTES = 8 << 20  # the page shows the end of a long log
 _LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -134,7 +135,7 @@ def _page(log: str | Path | None, render: RenderPage | None) -> Callable[[], str
 
     def page() -> str:
         try:
-            records, _ = read_audit(log)
+            records, _ = read_audit(log, last_bytes=_PAGE_BYTES)
         except RunError:
             records = []
         return render([record for record in records if record.kind == "answer"])

@@ -107,7 +107,7 @@ class Stream:
 
     def span_ends(self, token: int) -> bool:
         """Whether the span ends in front of `token`, the model's choice for the next."""
-        if self._forced:
+        if self._forced or self.finish is not None:
             return False
         answer = self.row.answer
         self._stopping = token in self._lexicon.stops or (bool(self._stop) and self._hits_stop(token))
@@ -173,6 +173,8 @@ class Stream:
 
     def was_read(self, score: float | None) -> None:
         """A pass has read the newest token; `score` only where tokens are scored one by one."""
+        if self.finish is not None:
+            return
         self.num_read = len(self.row.answer)
         if score is not None:
             self.scores.append(None if self._given[-1] else score)

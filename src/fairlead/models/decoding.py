@@ -148,7 +148,8 @@ class Decoding:
         """Feed one token of every row, `[row]`: the batch moves on by one column."""
         if self.width + 1 > self._mask.shape[1]:
             self._mask = torch.nn.functional.pad(self._mask, (0, 64), value=1)
-        new, positions = tokens[:, None], self._lengths[:, None]
+        # a row that is done may stay in the batch beyond the model's last position: what it says then is thrown away
+        new, positions = tokens[:, None], self._lengths[:, None].clamp_max(self.model.max_length - 1)
         if self._tokens is not None:
             new = torch.cat([self._tokens, new], dim=1)
             positions = (self._mask[:, : self.width + 1].cumsum(-1) - 1).clamp_min(0)
