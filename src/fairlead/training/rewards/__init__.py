@@ -1,0 +1,1 @@
+"""Training by rewards from probes that read a frozen copy, through TRL's GRPOTrainer."""
