@@ -5,6 +5,7 @@ from fairlead.reports.findings import Finding, find_shortfalls
 from fairlead.reports.numbers import Goals, summarize
 from fairlead.reports.page import render_report, write_report
 from fairlead.reports.quality import density_svg, render_quality, write_quality
+from fairlead.reports.rewards_page import lines_svg, reward_pictures, write_rewards
 from fairlead.reports.runs import RunInfo, report_run
 from fairlead.reports.steering_page import steering_svg, write_diff, write_steering
 from fairlead.reports.svg import arms_svg, curves_svg, menu_svg, save_svg
@@ -17,10 +18,12 @@ __all__ = [
     "curves_svg",
     "density_svg",
     "find_shortfalls",
+    "lines_svg",
     "menu_svg",
     "render_quality",
     "render_report",
     "report_run",
+    "reward_pictures",
     "save_svg",
     "steering_svg",
     "summarize",
@@ -29,5 +32,6 @@ __all__ = [
     "write_inspection",
     "write_quality",
     "write_report",
+    "write_rewards",
     "write_steering",
 ]

@@ -30,7 +30,8 @@ class RewardTable(Config):
         retract_lambda: Where lambda starts.
         mix_target: Share of corrections among corrections and retractions that lambda is steered to; None holds lambda.
         mix_gain: How far lambda moves per step and unit of error.
-        abstained: A plain answer that says it does not know (a claim earns 1 - 2 P(unsupported): +1 to -1).
+        abstained: A plain answer that says it does not know. A claim earns 1 - 2 P(unsupported), +1 to -1: at -0.5 it pays to abstain
+            where the probe says more than three in four.
         max_claims: Claims of an answer that can earn anything; more of them earn nothing more.
     """
 
@@ -42,7 +43,7 @@ class RewardTable(Config):
     retract_lambda: float = Field(default=0.2, ge=0, le=1)
     mix_target: float | None = Field(default=0.6, gt=0, lt=1)
     mix_gain: float = Field(default=0.05, ge=0)
-    abstained: float = Field(default=-0.1, ge=-1, le=1)
+    abstained: float = Field(default=-0.5, ge=-1, le=1)
     max_claims: int = Field(default=8, ge=1)
 
 
@@ -80,11 +81,13 @@ class RewardConfig(Config):
         probe_loss: Weight of the probe's score as a loss in the set-ups with a gradient.
         intervention_share: Share of groups that begin with an answer, one of its claims and `inject`.
         threshold: A claim above it is flagged.
-        unflagged_share: Share of interventions for which a claim that is not flagged will do: without them a policy learns that every
-            check means a mistake, and gives up what is true.
+        unflagged_share: Share of interventions on claims that are not flagged: without them a policy learns that every check means a
+            mistake, and gives up what is true.
         inject: What is put after the claim.
-        hints: Answers of which some are put in place of a rollout of plain groups where the model never says them itself.
-        hint_share: Chance that a plain group gets one; only hints that earn more than their group's mean are learned from.
+        hints: Answers that are put in place of a rollout of plain groups, where the model never gives them by itself.
+        defences: The same for interventions on claims that the probe believes; "{claim}" stands for the claim.
+        hint_share: Chance that a group whose own rollouts do not try it gets one; only hints that earn more than their group's mean
+            are learned from.
         hint_until: Steps after which no hint is given.
         dense: Tokens of a claim carry the advantage of the claim's own reward, not the answer's.
         reward_weight: Times every reward: with the advantages not scaled by their spread, how strongly rewards pull against the KL.
@@ -123,8 +126,9 @@ class RewardConfig(Config):
     unflagged_share: float = Field(default=0.5, ge=0, le=1)
     inject: str = "Wait, let me check."
     hints: tuple[str, ...] = ()
-    hint_share: float = Field(default=0.25, ge=0, le=1)
-    hint_until: int = Field(default=60, ge=0)
+    defences: tuple[str, ...] = ()
+    hint_share: float = Field(default=1.0, ge=0, le=1)
+    hint_until: int = Field(default=10_000, ge=0)
     dense: bool = True
     reward_weight: float = Field(default=1.0, ge=0)
     scale_advantages: bool = True

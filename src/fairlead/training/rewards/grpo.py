@@ -7,7 +7,8 @@ TRL's otherwise. `tests/training/test_rewards_contract.py` fails loudly if TRL c
 
 Traps handled here: `beta` is 0 by default and with it no reference exists; with `beta` > 0 TRL loads the reference from
 `config._name_or_path`, which is set to a saved copy of the start model; rollouts run in training mode (dropout is switched off);
-generation and step are aligned, so that a resumed run draws what an uninterrupted one draws; the fused head that TRL leaves on the model.
+generation and step are aligned and the order of the questions is laid out beforehand, so that a resumed run draws what an uninterrupted
+one draws; the fused head that TRL leaves on the model.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def make_grpo(
 
     meter = Meter("rewards", config.steps, "step")
     student.config._name_or_path = str(start)
-    data = datasets.Dataset.from_dict({"prompt": [rollouts.prompt(k) for k in range(len(rollouts.questions))]})
+    data = datasets.Dataset.from_dict({"prompt": rollouts.order(config.steps * config.groups * num_processes())})
     from fairlead.training.adapter import lora_config
     from fairlead.training.config import TrainConfig
 
@@ -183,6 +184,7 @@ def grpo_config(student: PreTrainedModel, config: RewardConfig, folder: Path) ->
         num_iterations=1,
         max_completion_length=config.max_new_tokens,
         temperature=config.temperature,
+        shuffle_dataset=False,
         beta=config.kl,
         loss_type="dapo",
         scale_rewards="group" if config.scale_advantages else "none",
