@@ -1,0 +1,163 @@
+"""What all kinds of probes have in common: features are standardised, then turned into logits of tokens and of spans."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from fairlead.core.config import Config
+
+
+class SpanProbeConfig(Config):
+    """Settings of a probe and its fitting.
+
+    Attributes:
+        kind: `linear`, `mean_difference`, `attention`, `span_max` or `lora`.
+        sites: Whose activations are read; None for the residual stream after half and after all of the blocks.
+        confidence: Read the model's own confidence as well (causal models only).
+        seed: Of initial weights, batches and the split.
+        regularisation: Inverse strength C of the L2 penalty of `linear`.
+        heads: Of `attention`.
+        values: What `attention` adds up: "confidence" (activations only decide where to look) or "all".
+        epochs: Passes over the data of the kinds fitted by gradient descent.
+        lr: Their step size.
+        weight_decay: Their weight decay.
+        batch_spans: Spans in a step.
+        ramp: `span_max`: share of training at which the loss has become the span loss.
+        rank: Of the `lora` adapters.
+        kl: Weight of the divergence from the model without adapters.
+        calibration: "platt" (scale and shift), "temperature" (scale), "isotonic" or "none".
+        calibration_share: Share of entities kept for it.
+        test_share: Share of entities kept for evaluation.
+    """
+
+    kind: str = "attention"
+    sites: tuple[str, ...] | None = None
+    confidence: bool = True
+    seed: int = 0
+    regularisation: float = 0.02
+    heads: int = 8
+    values: str = "confidence"
+    epochs: int = 20
+    lr: float = 3e-3
+    weight_decay: float = 0.1
+    batch_spans: int = 128
+    ramp: float = 0.6
+    rank: int = 8
+    kl: float = 1.0
+    calibration: str = "platt"
+    calibration_share: float = 0.2
+    test_share: float = 0.3
+
+
+class Spans(NamedTuple):
+    """Labelled spans as features.
+
+    Attributes:
+        features: Per span `[token, feature]`, as read.
+        labels: `[span]` bool.
+        num_confidence: How many of the last columns are confidence.
+        num_carried: How many of these are carried over from the token before (0 on a span's first token).
+    """
+
+    features: list[Float[Tensor, "token feature"]]
+    labels: Bool[Tensor, " span"]
+    num_confidence: int
+    num_carried: int
+
+    def subset(self, places: list[int]) -> Spans:
+        """The spans at these places."""
+        return self._replace(
+            features=[self.features[place] for place in places],
+            labels=self.labels[torch.tensor(places, dtype=torch.long)],
+        )
+
+
+class Head(nn.Module):
+    """Logits of tokens and spans from features as read; the base of every kind.
+
+    Features are standardised over the tokens of the fit; carried columns of a span's first token are at their mean.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, num_features: int, *, num_confidence: int, num_carried: int) -> None:
+        super().__init__()
+        self.num_features, self.num_confidence, self.num_carried = num_features, num_confidence, num_carried
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("scale", torch.ones(num_features))
+
+    @property
+    def num_activations(self) -> int:
+        """Columns that are activations."""
+        return self.num_features - self.num_confidence
+
+    def standardise(self, spans: Spans) -> None:
+        """Take mean and scale of the features from the tokens of spans (carried columns: without first tokens)."""
+        tokens = torch.cat(spans.features)
+        later = torch.cat([x[1:] for x in spans.features])
+        mean, scale = tokens.mean(0), tokens.std(0, unbiased=False)
+        if self.num_carried and len(later):
+            mean[-self.num_carried :] = later[:, -self.num_carried :].mean(0)
+            scale[-self.num_carried :] = later[:, -self.num_carried :].std(0, unbiased=False)
+        self.mean.copy_(mean)
+        self.scale.copy_(
+            torch.where(scale > 1e-6 * scale.max().clamp_min(1e-30), scale, torch.ones_like(scale))
+        )
+
+    def scaled(self, features: Float[Tensor, "... feature"]) -> Float[Tensor, "... feature"]:
+        """Standardised features."""
+        return (features - self.mean) / self.scale
+
+    def scaled_spans(
+        self, features: Float[Tensor, "span token feature"]
+    ) -> Float[Tensor, "span token feature"]:
+        """Standardised features with the carried columns of first tokens masked."""
+        scaled = self.scaled(features)
+        if not self.num_carried:
+            return scaled
+        keep = torch.ones_like(scaled)
+        keep[:, 0, -self.num_carried :] = 0
+        return scaled * keep
+
+    def token_logits(self, features: Float[Tensor, "batch seq feature"]) -> Float[Tensor, "batch seq"]:
+        """Logit of every token read on its own; carried columns of position 0 are masked."""
+        batch, seq, width = features.shape
+        scaled = self.scaled_spans(features).reshape(batch * seq, 1, width)
+        mask = torch.ones(batch * seq, 1, dtype=torch.bool, device=features.device)
+        return self.logits(scaled, mask).reshape(batch, seq)
+
+    def span_logits(
+        self, features: Float[Tensor, "span token feature"], mask: Bool[Tensor, "span token"]
+    ) -> Float[Tensor, " span"]:
+        """Logit of every span."""
+        return self.logits(self.scaled_spans(features), mask)
+
+    def logits(
+        self, scaled: Float[Tensor, "span token feature"], mask: Bool[Tensor, "span token"]
+    ) -> Float[Tensor, " span"]:
+        """Logit of every span from standardised features: what a kind defines."""
+        raise NotImplementedError
+
+    def loss(
+        self,
+        scaled: Float[Tensor, "span token feature"],
+        mask: Bool[Tensor, "span token"],
+        labels: Float[Tensor, " span"],
+        progress: float,
+    ) -> Float[Tensor, ""]:
+        """Training loss; `progress` rises from 0 to 1 over the fit."""
+        return nn.functional.binary_cross_entropy_with_logits(self.logits(scaled, mask), labels)
+
+
+def pad_spans(
+    features: list[Float[Tensor, "token feature"]],
+) -> tuple[Float[Tensor, "span token feature"], Bool[Tensor, "span token"]]:
+    """Spans of different lengths as one padded tensor and the mask of their tokens."""
+    padded = nn.utils.rnn.pad_sequence(features, batch_first=True)
+    lengths = torch.tensor([len(x) for x in features])
+    return padded, torch.arange(padded.shape[1]) < lengths[:, None]

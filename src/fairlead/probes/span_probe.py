@@ -1,0 +1,181 @@
+"""A fitted span probe: a `SpanReadout` with its record, saved as safetensors and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fairlead.core.claims import TokenSpan
+from fairlead.core.errors import ConfigError, ModelError
+from fairlead.core.run import atomic_path
+from fairlead.core.site import Site
+from fairlead.probes.calibrating import Calibration
+from fairlead.probes.head import Head, SpanProbeConfig
+from fairlead.probes.kinds import get_kind
+from fairlead.probes.reading import Reading, gather_spans, make_reading
+
+if TYPE_CHECKING:
+    from fairlead.models import Model
+
+WEIGHTS_FILE = "probe.safetensors"
+ABOUT_FILE = "probe.json"
+FORMAT, VERSION = "fairlead.span_probe", 1
+
+
+@dataclass(frozen=True)
+class SpanProbe:
+    """A readout of stretches of tokens (`fairlead.core.nouns.SpanReadout`).
+
+    Attributes:
+        reading: What it sees of a token.
+        head: Features to logits.
+        calibration: Logits to probabilities.
+        config: Settings of the fit, with the sites that were used.
+        name: What its positive class is ("unsupported").
+        model_fingerprint: Of the model it was fitted on.
+        data_sha256: Of the examples it was fitted on.
+        metrics: Measures on held-out entities.
+        details: What else is known of the fit.
+    """
+
+    reading: Reading
+    head: Head
+    calibration: Calibration
+    config: SpanProbeConfig
+    name: str
+    model_fingerprint: str
+    data_sha256: str
+    metrics: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every site that must be captured."""
+        return self.reading.sites
+
+    def token_scores(self, activations: Mapping[str, Tensor]) -> Float[Tensor, "batch seq"]:
+        """Probability of each token read on its own; of what is carried over, the token before it is all it sees."""
+        return self.calibration(self.head.token_logits(self.reading.features(activations)))
+
+    def span_scores(
+        self, activations: Mapping[str, Tensor], spans: Sequence[TokenSpan]
+    ) -> Float[Tensor, " span"]:
+        """Calibrated probability of each span, from the activations of its own tokens alone."""
+        return self.calibration(self.span_logits(activations, spans))
+
+    def span_logits(
+        self, activations: Mapping[str, Tensor], spans: Sequence[TokenSpan]
+    ) -> Float[Tensor, " span"]:
+        """Logit of each span, before calibration."""
+        if not spans:
+            return next(iter(activations.values())).new_zeros(0, dtype=torch.float32)
+        return self.head.span_logits(*gather_spans(self.reading.features(activations), spans))
+
+    def check(self, model: Model) -> None:
+        """Confirm that it belongs to this model.
+
+        Raises:
+            ModelError: Another model.
+        """
+        if self.model_fingerprint != model.fingerprint:
+            raise ModelError(
+                f"this probe was fitted on another model (fingerprint {self.model_fingerprint[:12]}) than {model.name} "
+                f"({model.fingerprint[:12]}). Next: fit one for this model, or pass any_model=True to read it all the same."
+            )
+
+    def to(self, device: torch.device | str) -> SpanProbe:
+        """The same probe with its weights on a device."""
+        self.head.to(device)
+        return self
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the folder atomically (safetensors and JSON)."""
+        folder = Path(folder)
+        about = {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": self.name,
+            "sites": [str(site) for site in self.sites],
+            "config": self.config.model_dump(mode="json"),
+            "calibration": self.calibration.as_json(),
+            "shape": {
+                "num_features": self.head.num_features,
+                "num_confidence": self.head.num_confidence,
+                "num_carried": self.head.num_carried,
+            },
+            "model_fingerprint": self.model_fingerprint,
+            "data_sha256": self.data_sha256,
+            "metrics": self.metrics,
+            "details": self.details,
+        }
+        with atomic_path(folder) as temporary:
+            temporary.mkdir(parents=True)
+            weights = {
+                name: value.detach().cpu().contiguous() for name, value in self.head.state_dict().items()
+            }
+            save_file(weights, temporary / WEIGHTS_FILE)
+            (temporary / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+        return folder
+
+
+def load_span_probe(folder: str | Path, *, model: Model | None, any_model: bool = False) -> SpanProbe:
+    """Read what `SpanProbe.save` wrote.
+
+    Args:
+        folder: Of the probe.
+        model: The model whose activations it will read; its unembedding serves probes that read confidence. None leaves the check to
+            the caller, for probes that read activations only.
+        any_model: Accept another model than it was fitted on (a trained one: reading it with the start model's probe is a measure of
+            its own).
+
+    Raises:
+        ConfigError: Missing or broken files.
+        ModelError: Another model.
+    """
+    folder = Path(folder)
+    try:
+        about = json.loads((folder / ABOUT_FILE).read_text("utf-8"))
+        if about.get("format") != FORMAT or about.get("version") != VERSION:
+            raise ConfigError(
+                f"{folder}: not a span probe of a version that is known here. Next: update fairlead."
+            )
+        config = SpanProbeConfig(**about["config"])
+        head = get_kind(config.kind).head(**about["shape"], **config.model_dump())
+        head.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        calibration = Calibration.from_json(about["calibration"])
+    except FileNotFoundError as error:
+        raise ConfigError(f"{error.filename}: no such file. Next: check the folder of the probe.") from None
+    except (
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
+        raise ConfigError(f"{folder}: broken probe ({error}). Next: fit it again.") from error
+    probe = SpanProbe(
+        Reading((), None),
+        head.eval().requires_grad_(False),
+        calibration,
+        config,
+        about["name"],
+        about["model_fingerprint"],
+        about["data_sha256"],
+        about["metrics"],
+        about["details"],
+    )
+    if model is not None and not any_model:
+        probe.check(model)
+    reading = make_reading(model, config.sites or (), confidence=bool(head.num_confidence))
+    probe = replace(probe, reading=reading)
+    return probe if model is None else probe.to(model.device)
