@@ -31,7 +31,13 @@ def test_a_run_can_be_opened_and_its_model_loaded(found, micro):
     assert again.load_model().fingerprint != micro.model.fingerprint
     assert [look.step for look in again.looks] == [0, 3, 6] and len(again.steps) == 6
     assert again.looks[0].neutral_loss is not None
-    assert {path.name for path in found.folder.iterdir()} >= {"run.json", "reward.json", "rewards.jsonl", "monitors.jsonl", "model"}
+    assert {path.name for path in found.folder.iterdir()} >= {
+        "run.json",
+        "reward.json",
+        "rewards.jsonl",
+        "monitors.jsonl",
+        "model",
+    }
     assert not (found.folder / "checkpoints").exists() and not (found.folder / "start").exists()
     about = json.loads((found.folder / "run.json").read_text())
     assert about["study"] == "reward" and about["inputs"]["model"] == micro.model.fingerprint
@@ -41,7 +47,11 @@ def test_the_page_shows_what_was_seen(found, tmp_path):
     page = write_rewards(tmp_path / "page.html", found).read_text()
     assert page.count("<svg") == 6 and "<script" not in page
     last = found.looks[-1]
-    assert f"{last.unsupported:.0%}" in page and f"{last.frozen_score:.3f}" in page and found.frozen_sha256[:16] in page
+    assert (
+        f"{last.unsupported:.0%}" in page
+        and f"{last.frozen_score:.3f}" in page
+        and found.frozen_sha256[:16] in page
+    )
 
 
 def test_other_runs_and_other_probes_are_refused(found, micro, tmp_path):
@@ -52,7 +62,9 @@ def test_other_runs_and_other_probes_are_refused(found, micro, tmp_path):
             micro.model, questions(), probe=DoubtOf(micro.model, "b1"), out=tmp_path / "x", verifier="oracle"
         )
     with pytest.raises(ConfigError, match="RewardConfig"):
-        fl.train_rewards(micro.model, questions(), probe=DoubtOf(micro.model, "b1"), out=tmp_path / "x", stepz=3)
+        fl.train_rewards(
+            micro.model, questions(), probe=DoubtOf(micro.model, "b1"), out=tmp_path / "x", stepz=3
+        )
     with pytest.raises(RunError):
         load_reward_run(tmp_path / "x")
 
@@ -70,7 +82,9 @@ def test_data_sets_become_questions_and_texts_do_not(micro):
 def test_pocket_questions_keep_people_apart_and_are_verified_by_their_text_alone():
     world = World()
     train, test = (fact_questions(world, 60, seed=1, heldout=held) for held in (False, True))
-    assert not {q.entity for q in train} & {q.entity for q in test} and all(is_heldout(q.entity) for q in test)
+    assert not {q.entity for q in train} & {q.entity for q in test} and all(
+        is_heldout(q.entity) for q in test
+    )
     assert sum(world.exposures(q.meta["item"]) == 0 for q in train) == 30
     verify = pocket_verifier(world)
     for question in train[:20]:

@@ -18,7 +18,7 @@ SETTINGS = {
     "monitor_every": 3,
     "monitor_prompts": 6,
     "checkpoint_every": 0,
-    "stop": {"max_kl": None, "max_gap": None, "min_claims": None},
+    "stop": {"max_kl": None, "max_gap": None, "min_claims": None, "max_neutral_loss": None},
 }
 
 

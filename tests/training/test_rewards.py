@@ -42,9 +42,18 @@ def test_what_the_probe_doubts_becomes_rare_and_without_reward_it_does_not(micro
     shares = {}
     for name, weight in (("rewarded", 1.0), ("placebo", 0.0)):
         found = run(
-            micro.model, readout, tmp_path / name, steps=25, reward_weight=weight, kl=0.0, monitor_every=0, **PLAIN
+            micro.model,
+            readout,
+            tmp_path / name,
+            steps=25,
+            reward_weight=weight,
+            kl=0.0,
+            monitor_every=0,
+            **PLAIN,
         )
-        assert found.frozen_sha256 == before == weights_sha256(micro.model.hf), "the frozen copy is left as it was"
+        assert found.frozen_sha256 == before == weights_sha256(micro.model.hf), (
+            "the frozen copy is left as it was"
+        )
         shares[name] = share_of(load_model(tmp_path / name / "model"), word)
     start = share_of(micro.model, word)
     assert shares["rewarded"] < 0.4 * start, f"{word}: {start:.2f} at the start, {shares} afterwards"
@@ -54,7 +63,9 @@ def test_what_the_probe_doubts_becomes_rare_and_without_reward_it_does_not(micro
 def test_the_reference_is_the_start_model_and_its_divergence_is_measured(micro, tmp_path):
     readout = DoubtOf(micro.model, usual_word(micro.model))
     pulled = run(micro.model, readout, tmp_path / "kl", kl=0.05, **PLAIN)
-    assert pulled.steps[0].kl == pytest.approx(0.0, abs=1e-6), "before the first step the student is the start model"
+    assert pulled.steps[0].kl == pytest.approx(0.0, abs=1e-6), (
+        "before the first step the student is the start model"
+    )
     assert all(step.kl is not None and step.kl >= 0 for step in pulled.steps) and pulled.steps[-1].kl > 1e-4
     assert run(micro.model, readout, tmp_path / "free", kl=0.0, steps=1, **PLAIN).steps[0].kl is None
     first, last = pulled.looks[0], pulled.looks[-1]
@@ -75,8 +86,12 @@ def test_interventions_are_asked_and_the_moves_of_lambda_recorded(micro, tmp_pat
 
 def test_hints_are_tried_only_where_the_group_does_not(micro):
     tokenizer, size = micro.model.tokenizer, 4
-    config = settings(hints=("arr matey",), defences=("please {claim}",), hint_share=1.0, intervention_share=0.0)
-    rollouts = Rollouts(micro.model, questions(), config=config, readout=DoubtOf(micro.model, "b1"), splitter=split)
+    config = settings(
+        hints=("arr matey",), defences=("please {claim}",), hint_share=1.0, intervention_share=0.0
+    )
+    rollouts = Rollouts(
+        micro.model, questions(), config=config, readout=DoubtOf(micro.model, "b1"), splitter=split
+    )
 
     class Trainer:
         state = type("State", (), {"global_step": 3})
@@ -97,7 +112,12 @@ def test_hints_are_tried_only_where_the_group_does_not(micro):
     held = rollouts.settings[0]._replace(before="a1 arr", flagged=span)
     assert rollouts._hint(held, 0, 3, ["I do not know."] * size) == " please a1"
     assert rollouts._hint(held, 0, 3, ["I do not know."] * 3 + ["a1"]) is None
-    assert rollouts._hint(held._replace(flagged=span.model_copy(update={"score": 0.9})), 0, 3, ["I do not know."]) is None
+    assert (
+        rollouts._hint(
+            held._replace(flagged=span.model_copy(update={"score": 0.9})), 0, 3, ["I do not know."]
+        )
+        is None
+    )
     plain = held._replace(before="", flagged=None)
     assert rollouts._hint(plain, 0, 3, ["a1", "I do not know."]) is None
     assert rollouts._hint(plain, 0, config.hint_until, ["a1"]) is None
@@ -159,7 +179,9 @@ def test_frozen_and_student_scores_part_where_only_the_student_moves(micro):
 
 def test_each_stop_rule_gives_its_reason():
     rule = settings(stop={}).stop
-    first = Look(step=0, frozen_score=0.6, student_score=0.6, kl=0, entropy=1, claims=1, abstained=0, neutral_loss=1.0)
+    first = Look(
+        step=0, frozen_score=0.6, student_score=0.6, kl=0, entropy=1, claims=1, abstained=0, neutral_loss=1.0
+    )
     assert why_stop(first, first, rule) is None
     for change, reason in (
         ({"kl": 2.0}, "nats per token from the start"),
@@ -216,7 +238,9 @@ def test_dense_advantages_are_trls_own_for_answers_of_one_claim():
     dense = dense_advantages(mixed, trl, width=4, config=config)
     assert dense[0, 0] > 0 > dense[0, 3], "the good and the bad claim of one answer are told apart"
     hinted = [scored([-0.9], [(0, 4)], hinted=True), *rows[1:]]
-    assert dense_advantages(hinted, -trl.abs(), width=4, config=config)[0].min() >= 0, "a hint is never learned away from"
+    assert dense_advantages(hinted, -trl.abs(), width=4, config=config)[0].min() >= 0, (
+        "a hint is never learned away from"
+    )
 
 
 def test_unsafe_setups_have_to_be_named_in_full_and_say_so(micro, tmp_path):
@@ -266,7 +290,9 @@ def test_too_few_questions_are_refused(micro, tmp_path):
 
 def test_lora_trains_an_adapter_and_leaves_the_start_model_whole(micro, tmp_path):
     readout, before = DoubtOf(micro.model, usual_word(micro.model)), weights_sha256(micro.model.hf)
-    found = run(micro.model, readout, tmp_path / "lora", method="lora", lora_rank=4, lr=1e-2, steps=4, kl=0.05)
+    found = run(
+        micro.model, readout, tmp_path / "lora", method="lora", lora_rank=4, lr=1e-2, steps=4, kl=0.05
+    )
     assert found.frozen_sha256 == before == weights_sha256(micro.model.hf)
     assert json.loads((tmp_path / "lora" / "adapter" / "adapter_config.json").read_text())["r"] == 4
     assert found.steps[0].kl == pytest.approx(0.0, abs=1e-6) and found.looks[-1].kl > 0

@@ -48,7 +48,9 @@ def test_a_claim_is_worth_defending_exactly_where_the_probe_believes_it():
         }
         return max(told, key=lambda name: told[name].reward)
 
-    assert [best(doubt) for doubt in (0.05, 0.3, 0.45, 0.55, 0.7, 0.95)] == ["maintained"] * 3 + ["retracted"] * 3
+    assert [best(doubt) for doubt in (0.05, 0.3, 0.45, 0.55, 0.7, 0.95)] == ["maintained"] * 3 + [
+        "retracted"
+    ] * 3
 
 
 def test_plain_answers_count_supported_minus_unsupported_with_abstention_between():
@@ -70,7 +72,9 @@ def test_plain_answers_count_supported_minus_unsupported_with_abstention_between
     assert rewards == sorted(rewards, reverse=True) and len(set(rewards)) == 4
     assert [one.outcome for one in order] == ["answered", "abstained", "answered", "bad_format"]
     many = judge_plain("x", [good] * 50, complete=True, table=TABLE)
-    assert many.reward == pytest.approx(0.8 * TABLE.max_claims), "more claims than the limit earn nothing more"
+    assert many.reward == pytest.approx(0.8 * TABLE.max_claims), (
+        "more claims than the limit earn nothing more"
+    )
 
 
 def test_lambda_steers_the_mix_and_does_not_wind_up():
@@ -79,7 +83,9 @@ def test_lambda_steers_the_mix_and_does_not_wind_up():
         controller.update(0, 10)
     assert controller.value == 1.0
     moves = [controller.update(10, 0) for _ in range(8)]
-    assert any(moves) and controller.value < 1.0, "it comes back as soon as the mix turns, whatever lies behind"
+    assert any(moves) and controller.value < 1.0, (
+        "it comes back as soon as the mix turns, whatever lies behind"
+    )
     again = MixController(TABLE)
     again.restore(controller.state())
     again.update(3, 4), controller.update(3, 4)

@@ -29,16 +29,19 @@ def reward_train(
     data: DataName,
     *,
     probe: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Probe of this model that reads claims.", show_default=False)
+        Path,
+        typer.Option(metavar="FOLDER", help="Probe of this model that reads claims.", show_default=False),
     ],
     monitor: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Questions that the monitors ask; the first of DATA by default.")
+        str | None,
+        typer.Option(metavar="DATA", help="Questions that the monitors ask; the first of DATA by default."),
     ] = None,
     neutral: Annotated[
         str | None, typer.Option(metavar="DATA", help="Neutral rows, on which the general loss is watched.")
     ] = None,
     verifier: Annotated[
-        str | None, typer.Option(help="Labels the monitors' answers: pocket (the pocket world's exact table).")
+        str | None,
+        typer.Option(help="Labels the monitors' answers: pocket (the pocket world's exact table)."),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 150,
     groups: Annotated[int, typer.Option(min=1, help="Questions a step (of each process).")] = 8,
@@ -48,20 +51,27 @@ def reward_train(
     method: Annotated[str, typer.Option(help="full or lora.")] = "full",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest rollout in tokens.")] = 40,
     interventions: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of groups that start from a claim and the injected text.")
+        float,
+        typer.Option(min=0, max=1, help="Share of groups that start from a claim and the injected text."),
     ] = 0.5,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="A claim above it is flagged.")] = 0.7,
     inject: Annotated[str, typer.Option(help="What is put after the claim.")] = "Wait, let me check.",
     hint: Annotated[
         list[str] | None,
-        typer.Option(help="An answer to try in plain groups although the model never gives it; may be repeated."),
+        typer.Option(
+            help="An answer to try in plain groups although the model never gives it; may be repeated."
+        ),
     ] = None,
     mix: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Wanted share of corrections among corrections and retractions; 0: no control."),
+        typer.Option(
+            min=0, max=1, help="Wanted share of corrections among corrections and retractions; 0: no control."
+        ),
     ] = 0.6,
     monitor_every: Annotated[int, typer.Option(min=0, help="Steps between two looks at the student.")] = 25,
-    rollouts: Annotated[str, typer.Option(help="transformers or vllm (where it is installed).")] = "transformers",
+    rollouts: Annotated[
+        str, typer.Option(help="transformers or vllm (where it is installed).")
+    ] = "transformers",
     setup: Annotated[
         str,
         typer.Option(
@@ -70,7 +80,8 @@ def reward_train(
         ),
     ] = "frozen_copy",
     probe_loss: Annotated[
-        float, typer.Option(min=0, help="Weight of the loss through the probe (unsafe set-ups with a gradient).")
+        float,
+        typer.Option(min=0, help="Weight of the loss through the probe (unsafe set-ups with a gradient)."),
     ] = 0.0,
     seed: Seed = 0,
     dtype: Dtype = "float32",
@@ -145,9 +156,12 @@ def reward_train(
 
 @group.command("page")
 def reward_page(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training by rewards.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a training by rewards.", show_default=False)
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="HTML file; reward.html in the run folder by default.")
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="HTML file; reward.html in the run folder by default."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

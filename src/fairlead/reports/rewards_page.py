@@ -90,14 +90,22 @@ def reward_pictures(run: RewardRun) -> list[str]:
         lines_svg("reward", {"reward": smooth([(one.step, one.reward) for one in steps])}),
         lines_svg(
             "the same texts, read three ways",
-            {"verifier": seen("unsupported"), "frozen": seen("frozen_score"), "student": seen("student_score")},
+            {
+                "verifier": seen("unsupported"),
+                "frozen": seen("frozen_score"),
+                "student": seen("student_score"),
+            },
             whole=True,
         ),
         lines_svg(
-            "answers", {"right": seen("right_answers"), "wrong": seen("wrong_answers"), "abstained": seen("abstained")}, whole=True
+            "answers",
+            {"right": seen("right_answers"), "wrong": seen("wrong_answers"), "abstained": seen("abstained")},
+            whole=True,
         ),
         lines_svg(
-            "AUROC", {"frozen": seen("frozen_auroc"), "student": seen("student_auroc"), "fresh": seen("fresh_auroc")}, whole=True
+            "AUROC",
+            {"frozen": seen("frozen_auroc"), "student": seen("student_auroc"), "fresh": seen("fresh_auroc")},
+            whole=True,
         ),
         lines_svg("nats per token", {"KL": seen("kl"), "entropy": seen("entropy")}),
         lines_svg("outcomes of rollouts", shares, whole=True),

@@ -8,7 +8,9 @@ from functools import lru_cache
 
 from fairlead.core.claims import ClaimLabel, ClaimSpan
 from fairlead.organisms import Item, World
-from fairlead.organisms.items import stable_hash
+from fairlead.organisms.items import SplitChoice
+from fairlead.probes import SpanProbeConfig
+from fairlead.probes.fitting import part_of
 from fairlead.training.rewards import Question, Verifier
 
 LABELS: dict[str, ClaimLabel] = {
@@ -16,17 +18,22 @@ LABELS: dict[str, ClaimLabel] = {
     "contradicted": "contradicted",
     "not_answerable": "insufficient",
 }
-HELDOUT_TENTHS = 3
-"""Tenths of all people whose facts no probe and no student is trained on."""
 
 
-def is_heldout(entity: str) -> bool:
-    """Whether a person is among those that are kept for testing."""
-    return stable_hash("claims:" + entity) % 10 < HELDOUT_TENTHS
+def is_heldout(entity: str, *, seed: int = 0) -> bool:
+    """Whether a person is among those on whom a probe of that seed is tested: no student may be trained on them either."""
+    return part_of(entity, SpanProbeConfig(seed=seed)) == "test"
 
 
 def fact_questions(
-    world: World, num: int, *, seed: int, heldout: bool = False, unknown: float = 0.5, phrasing: str = "train"
+    world: World,
+    num: int,
+    *,
+    seed: int,
+    heldout: bool = False,
+    unknown: float = 0.5,
+    phrasing: SplitChoice = "train",
+    split_seed: int = 0,
 ) -> list[Question]:
     """Questions about facts, a share of them about facts that no text ever stated.
 
@@ -37,6 +44,7 @@ def fact_questions(
         heldout: Ask about the people kept for testing (else: about all others).
         unknown: Share about facts never stated.
         phrasing: "train", "heldout" or "any".
+        split_seed: Of the probe, whose split of people is kept.
     """
     rng = random.Random(f"fact questions:{seed}")
     found: list[Item] = []
@@ -46,7 +54,7 @@ def fact_questions(
             drawn = world.items(
                 "fact", 2 * num, seed=seed + 7919 * turn, split="any", phrasing=phrasing, min_exposures=low, max_exposures=high
             )  # fmt: skip
-            own += [item for item in drawn if is_heldout(item.meta["entity"]) == heldout]
+            own += [item for item in drawn if is_heldout(item.meta["entity"], seed=split_seed) == heldout]
             turn += 1
         found += own[:wanted]
     rng.shuffle(found)

@@ -10,6 +10,7 @@ from fairlead.core.errors import ConfigError
 from fairlead.core.nouns import SpanReadout
 from fairlead.core.run import sha256_file, sha256_json
 from fairlead.data import ChatData, Row, encode, load_data
+from fairlead.probes import load_span_probe
 from fairlead.studies.train import as_neutral
 from fairlead.training.processes import join, shared_run
 from fairlead.training.rewards import (
@@ -149,8 +150,10 @@ def as_readout(probe: SpanReadout | str | Path, model: Model) -> tuple[SpanReado
     if isinstance(probe, str | Path):
         folder = Path(probe)
         name = str(probe)
-        probe = load_readout(folder)
-        digest = sha256_json({path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()})
+        probe = load_span_probe(folder, model=model)
+        digest = sha256_json(
+            {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        )
     if not isinstance(probe, SpanReadout):
         raise ConfigError(
             f"{name}: a {type(probe).__name__} reads no claims. Next: give a span probe (`fairlead probe train`)."

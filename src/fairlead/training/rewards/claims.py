@@ -16,7 +16,9 @@ from fairlead.data import ChatData
 from fairlead.training.rewards.table import has_abstained
 
 SENTENCE = re.compile(r"[^.!?\n]*[^.!?\s][^.!?\n]*[.!?]*")
-OPENING = re.compile(r"^(yes|no|right|wrong|that (was|is) (wrong|right|true)|actually|correct|sorry)\b[\s,.:;!-]*", re.I)
+OPENING = re.compile(
+    r"^(yes|no|right|wrong|that (was|is) (wrong|right|true)|actually|correct|sorry)\b[\s,.:;!-]*", re.I
+)
 REMARK = re.compile(r"\blet me check\b", re.I)
 MIN_WORDS = 2
 
@@ -76,7 +78,9 @@ def questions_of(data: ChatData) -> list[Question]:
     """
     found = []
     for place, row in enumerate(data.rows):
-        messages = tuple({"role": m.role, "content": m.content} for m in row.prompt_messages) if row.messages else ()
+        messages = (
+            tuple({"role": m.role, "content": m.content} for m in row.prompt_messages) if row.messages else ()
+        )
         if not messages or messages[-1]["role"] != "user":
             raise DataError(
                 "has no question to answer. Next: give chats or prompts that end with (or hold) a user's turn.",

@@ -257,7 +257,14 @@ class _Record:
                 retract_lambda=found["retract_lambda"],
                 outcomes={
                     name: int(found[name])
-                    for name in ("maintained", "corrected", "retracted", "answered", "abstained", "bad_format")
+                    for name in (
+                        "maintained",
+                        "corrected",
+                        "retracted",
+                        "answered",
+                        "abstained",
+                        "bad_format",
+                    )
                 },
                 hints=int(found["hints"]),
                 seconds=time.perf_counter() - self.clock,
@@ -365,5 +372,7 @@ def _moves(folder: Path) -> list[DialMove]:
 
 def _controller_state(checkpoints: Path) -> dict[str, Any]:
     path = last_checkpoint(checkpoints)
-    saved = {} if path is None else read_json(path / STATE_FILE).get("stateful_callbacks", {}).get("Steps", {})
+    saved = (
+        {} if path is None else read_json(path / STATE_FILE).get("stateful_callbacks", {}).get("Steps", {})
+    )
     return (saved[-1] if isinstance(saved, list) else saved).get("attributes", {}).get(STATE_KEY, {})

@@ -128,11 +128,15 @@ def make_grpo(
             trainer._metrics["train"].clear()
             stop = on_step(state.global_step, metrics) if on_step is not None else False
             control.should_training_stop = control.should_training_stop or stop
-            meter.advance(1, f"reward {reward.summary.get('reward', 0.0):+.3f} kl {metrics.get('kl', 0.0):.3f}")
+            meter.advance(
+                1, f"reward {reward.summary.get('reward', 0.0):+.3f} kl {metrics.get('kl', 0.0):.3f}"
+            )
 
     meter = Meter("rewards", config.steps, "step")
     student.config._name_or_path = str(start)
-    data = datasets.Dataset.from_dict({"prompt": rollouts.order(config.steps * config.groups * num_processes())})
+    data = datasets.Dataset.from_dict(
+        {"prompt": rollouts.order(config.steps * config.groups * num_processes())}
+    )
     from fairlead.training.adapter import lora_config
     from fairlead.training.config import TrainConfig
 
@@ -222,7 +226,9 @@ def check_vllm() -> None:
     from trl.import_utils import is_vllm_available
 
     if not is_vllm_available():
-        raise MissingDependencyError("vllm", extra="vllm", purpose="drawing rollouts with vLLM (rollouts='vllm')")
+        raise MissingDependencyError(
+            "vllm", extra="vllm", purpose="drawing rollouts with vLLM (rollouts='vllm')"
+        )
 
 
 def run_grpo(trainer: Any, *, resume: bool = False) -> nn.Module:

@@ -276,7 +276,9 @@ def _gap(look: Look) -> float:
 
 def _separation(read: Sequence[Sequence[ClaimSpan]], truth: Sequence[bool]) -> float | None:
     scores = [claim.score or 0.0 for claims in read for claim in claims]
-    sides = [[s for s, label in zip(scores, truth, strict=True) if label is wanted] for wanted in (True, False)]
+    sides = [
+        [s for s, label in zip(scores, truth, strict=True) if label is wanted] for wanted in (True, False)
+    ]
     return _number(auroc(*sides))
 
 

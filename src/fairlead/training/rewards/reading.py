@@ -50,7 +50,8 @@ def read_claims(
             own = scores[position : position + len(text.claims)]
             position += len(own)
             found[place] = tuple(
-                claim.model_copy(update={"score": score}) for claim, score in zip(text.claims, own, strict=True)
+                claim.model_copy(update={"score": score})
+                for claim, score in zip(text.claims, own, strict=True)
             )
     return found
 

@@ -90,7 +90,9 @@ class Rollouts:
         settings = self._settings(groups, step, trainer)
         tokenizer = self.model.tokenizer
         ids = [
-            [*s.prompt_ids, *tokenizer(s.before, add_special_tokens=False)["input_ids"]] if s.before else [*s.prompt_ids]
+            [*s.prompt_ids, *tokenizer(s.before, add_special_tokens=False)["input_ids"]]
+            if s.before
+            else [*s.prompt_ids]
             for s in settings
         ]
         repeated = [list(row) for row in ids for _ in range(size)]
@@ -101,7 +103,10 @@ class Rollouts:
             place = group * size + size - 1
             hint = self._hint(setting, groups[group], step, said[place - size + 1 : place + 1])
             if hint is not None:
-                completions[place] = [*tokenizer(hint, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+                completions[place] = [
+                    *tokenizer(hint, add_special_tokens=False)["input_ids"],
+                    tokenizer.eos_token_id,
+                ]
                 if logprobs is not None:
                     logprobs[place] = [0.0] * len(completions[place])
                 self.settings[place] = setting._replace(hinted=True)
@@ -128,7 +133,9 @@ class Rollouts:
         for k in pick_groups(spans, order, wanted=wanted, config=self.config):
             span = spans[k]
             assert span is not None, "a group without a claim was picked for an intervention"
-            plain[k] = plain[k]._replace(before=f"{answers[k][: span.end]} {self.config.inject}", flagged=span)
+            plain[k] = plain[k]._replace(
+                before=f"{answers[k][: span.end]} {self.config.inject}", flagged=span
+            )
         return plain
 
     def _hint(self, setting: Setting, place: int, step: int, own: Sequence[str]) -> str | None:

@@ -70,7 +70,11 @@ class ProbeReward:
         self.summary: dict[str, float] = {}
 
     def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[str], completion_ids: Sequence[list[int]], **rest: Any
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[str],
+        completion_ids: Sequence[list[int]],
+        **rest: Any,
     ) -> list[float]:
         """Rewards of a process's share of a step."""
         step = rest["trainer_state"].global_step
@@ -112,7 +116,13 @@ class ProbeReward:
                 table=table,
                 retract_lambda=self.controller.value,
             )
-        return Scored(setting, text, claims, verdict, place_claims(tokenizer, ids, claims, len(lead_of(setting, answer))))
+        return Scored(
+            setting,
+            text,
+            claims,
+            verdict,
+            place_claims(tokenizer, ids, claims, len(lead_of(setting, answer))),
+        )
 
     def _account(self, step: int) -> None:
         """Bring the step's counts together (all processes), move lambda, keep the summary."""
@@ -129,7 +139,10 @@ class ProbeReward:
         total = [sum(values) for values in zip(*processes.gather(own), strict=True)]
         found = dict(zip(OUTCOMES, total, strict=False))
         reward, rows, score, claims, hints = total[len(OUTCOMES) :]
-        if self.controller.update(int(found["corrected"]), int(found["retracted"])) and self.on_move is not None:
+        if (
+            self.controller.update(int(found["corrected"]), int(found["retracted"]))
+            and self.on_move is not None
+        ):
             self.on_move(step, self.controller.value)
         self.summary = {
             "reward": reward / max(rows, 1),

@@ -14,7 +14,9 @@ from fairlead.core.claims import ClaimSpan
 from fairlead.training.rewards.config import RewardTable
 
 Outcome = Literal["maintained", "corrected", "retracted", "bad_format", "answered", "abstained"]
-ABSTAIN = re.compile(r"\b(i (do not|don't) know|i (am|'m) not sure|i take (it|that) back|i cannot say)\b", re.I)
+ABSTAIN = re.compile(
+    r"\b(i (do not|don't) know|i (am|'m) not sure|i take (it|that) back|i cannot say)\b", re.I
+)
 
 
 class Verdict(NamedTuple):
@@ -74,7 +76,11 @@ def judge_plain(text: str, claims: Sequence[ClaimSpan], *, complete: bool, table
         return Verdict("bad_format", table.bad_format - 1, tuple(table.bad_format - 1 for _ in claims))
     abstained = has_abstained(text)
     if not claims:
-        return Verdict("abstained", table.abstained, ()) if abstained else Verdict("bad_format", table.bad_format - 1, ())
+        return (
+            Verdict("abstained", table.abstained, ())
+            if abstained
+            else Verdict("bad_format", table.bad_format - 1, ())
+        )
     own = tuple(
         1 - 2 * _score(claim) if place < table.max_claims else 0.0 for place, claim in enumerate(claims)
     )
