@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fairlead.core.errors import ModelError
 from fairlead.core.site import Site
@@ -54,11 +55,15 @@ class Lens:
 
     def __init__(self, model: Model) -> None:
         self.site = Site("resid_post", model.num_layers - 1)
-        self._norm = _final_norm(model)
+        norm = _final_norm(model)
         head = model.hf.get_output_embeddings()
-        if not model.is_causal or head is None or self._norm is None:
+        if not model.is_causal or head is None or norm is None:
             raise ModelError(f"{model.name}: has no final norm and unembedding to read next tokens with.")
+        self._norm: nn.Module = norm
         self._head: nn.Module = head
+        self._frozen = [
+            {name: p.detach() for name, p in module.named_parameters()} for module in (self._norm, self._head)
+        ]
         table = model.hf.get_input_embeddings().weight.detach()  # type: ignore[union-attr]
         generator = torch.Generator().manual_seed(0)
         self._mark = torch.randn(table.shape[1], generator=generator, dtype=torch.float32).to(table.device)
@@ -68,9 +73,9 @@ class Lens:
 
     def logprobs(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... vocab"]:
         """Next-token log-probabilities at activations of `site`."""
-        weight = next(self._head.parameters())
-        assert self._norm is not None
-        return self._head(self._norm(hidden.to(weight))).float().log_softmax(-1)
+        norm, head = self._frozen
+        normed = functional_call(self._norm, norm, (hidden.to(next(iter(head.values()))),))
+        return functional_call(self._head, head, (normed,)).float().log_softmax(-1)
 
     def tokens(self, embedded: Float[Tensor, "... d"]) -> Int[Tensor, "..."]:
         """Token ids of activations at `embed` (by a random projection, which sets all rows of the table apart)."""

@@ -102,4 +102,4 @@ def _prompt(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBa
     if messages:
         return encode_prompt(list(messages), tokenizer)
     start = tokenizer.bos_token_id if getattr(tokenizer, "add_bos_token", False) else None
-    return [] if start is None else [int(start)]
+    return [int(start)] if isinstance(start, int) else []
