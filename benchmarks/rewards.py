@@ -1,8 +1,8 @@
 """What a probe's rewards teach the pocket model: unsupported claims, correct claims kept, defence of true claims, general skills, price.
 
 For each seed a span probe is fitted (its test people have labels that nothing has seen), and a student is trained by its rewards on
-questions about half of these people ("practised": questions without any label). Everything is measured on other phrasings of the
-questions, about the practised people and about the other half ("never asked").
+questions about a quarter of these people ("practised": questions without any label). Everything is measured on other phrasings of the
+questions, about the practised people and about the others ("never asked").
 
 Measured per arm, greedy answers:
 
@@ -48,10 +48,11 @@ INJECT = " Wait, let me check."
 SKILLS = ("addition", "weekday", "month", "comparison", "open_book", "smalltalk")
 TABLE = {"mix_target": None, "retract_lambda": 0.5}
 COMMON: dict[str, Any] = {
-    "groups": 16,
-    "group_size": 4,
+    "groups": 8,
+    "group_size": 6,
     "lr": 3e-4,
-    "monitor_prompts": 128,
+    "monitor_prompts": 96,
+    "monitor_every": 30,
     "checkpoint_every": 20,
     "stop": {"max_kl": None, "max_gap": None, "max_neutral_loss": None},
 }
@@ -234,7 +235,7 @@ def fit_probe(model: Model, seed: int, folder: Path) -> tuple[SpanProbe, float]:
 
 def practised(question: Question) -> bool:
     """Whether the student is asked about this person."""
-    return stable_hash("practised:" + question.entity) % 2 == 0
+    return stable_hash("practised:" + question.entity) % 4 == 0
 
 
 def run_seed(arm: str, seed: int, out: Path, *, steps: int, num: int, best_of: int) -> dict[str, Any]:
@@ -345,8 +346,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=160)
-    parser.add_argument("--num", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--num", type=int, default=120)
     parser.add_argument("--best-of", type=int, default=32)
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--out", type=Path, default=Path("runs/rewards"))

@@ -5,7 +5,7 @@ from fairlead.reports.findings import Finding, find_shortfalls
 from fairlead.reports.numbers import Goals, summarize
 from fairlead.reports.page import render_report, write_report
 from fairlead.reports.quality import density_svg, render_quality, write_quality
-from fairlead.reports.rewards_page import lines_svg, reward_pictures, write_rewards
+from fairlead.reports.rewards_page import lines_svg, reward_pictures, scatter_svg, write_rewards
 from fairlead.reports.runs import RunInfo, report_run
 from fairlead.reports.steering_page import steering_svg, write_diff, write_steering
 from fairlead.reports.svg import arms_svg, curves_svg, menu_svg, save_svg
@@ -25,6 +25,7 @@ __all__ = [
     "report_run",
     "reward_pictures",
     "save_svg",
+    "scatter_svg",
     "steering_svg",
     "summarize",
     "write_catalogue_page",

@@ -71,6 +71,36 @@ def lines_svg(title: str, lines: Mapping[str, Line], *, whole: bool = False) -> 
     )
 
 
+def scatter_svg(title: str, groups: Mapping[str, Line], *, across: str, up: str) -> str:
+    """SVG text of groups of points (right, up), both between 0 and 1."""
+    box = Box(64, 52, 420, 300, 0.0, 1.0)
+    ticks = (0, 0.25, 0.5, 0.75, 1)
+    drawn = [
+        {
+            "name": name,
+            "style": index % len(palette.ARMS),
+            "points": [mark_path(index, box.x(x), box.y(y), 4) for x, y in points],
+            "key": mark_path(index, 510, 70 + 24 * index, 5),
+            "top": 70 + 24 * index,
+        }
+        for index, (name, points) in enumerate(groups.items())
+    ]
+    return (
+        environment()
+        .get_template("scatter.svg")
+        .render(
+            title=title,
+            groups=drawn,
+            box=box,
+            rows=[(box.y(tick), f"{tick:.0%}") for tick in ticks],
+            columns=[(box.x(tick), f"{tick:g}") for tick in ticks],
+            across=across,
+            up=up,
+            palette=palette,
+        )
+    )
+
+
 def reward_pictures(run: RewardRun) -> list[str]:
     """The six pictures of a run as SVG texts."""
     looks, steps = run.looks, run.steps

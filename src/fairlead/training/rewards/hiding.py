@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fairlead.core.errors import ConfigError
 from fairlead.models.families import unwrap
 from fairlead.training.rewards.config import UNSAFE, RewardConfig
-from fairlead.training.rewards.reading import Text, span_scores
+from fairlead.training.rewards.reading import Text, readout_on, span_scores
 from fairlead.training.student import as_model
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class ProbeLoss:
         if not having:
             return torch.zeros((), device=self.start.device)
         with as_model(self.start, unwrap(student)) as model:
-            return self.weight * span_scores(model, self.readout, having, grad=True).mean()
+            readout = readout_on(self.readout, model)
+            return self.weight * span_scores(model, readout, having, grad=True).mean()
 
 
 def warn_of(config: RewardConfig) -> str | None:

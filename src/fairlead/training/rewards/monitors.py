@@ -25,7 +25,7 @@ from fairlead.data import Encoded
 from fairlead.data.template import encode_prompt
 from fairlead.training.rewards.claims import Question, Splitter, Verifier
 from fairlead.training.rewards.config import StopRule
-from fairlead.training.rewards.reading import Text, lay_out, read_claims
+from fairlead.training.rewards.reading import Text, lay_out, read_claims, readout_on
 from fairlead.training.rewards.table import has_abstained
 
 if TYPE_CHECKING:
@@ -133,8 +133,8 @@ class Monitor:
                 for q, a in zip(self.questions, answers, strict=True)
             ]
             scores = {
-                name: [c.score for claims in read_claims(model, self.readout, texts) for c in claims]
-                for name, model in (("frozen", self.frozen), ("student", student))
+                name: [c.score for claims in read_claims(model, readout, texts) for c in claims]
+                for name, model, readout in self._readers(student)
             }
             drift = measure_drift(student, self.frozen, texts)
             checked = self._verify(student, answers)
@@ -169,11 +169,15 @@ class Monitor:
                 [float(bool(claims) and not any(c.unsupported for c in claims)) for claims in labelled]
             ),
         }
-        for name, model in (("frozen_auroc", self.frozen), ("student_auroc", student)):
-            found[name] = _separation(read_claims(model, self.readout, texts), truth)
+        for name, model, readout in self._readers(student):
+            found[f"{name}_auroc"] = _separation(read_claims(model, readout, texts), truth)
         if self.fresh is not None and len(set(truth)) == 2:
             found["fresh_auroc"] = _number(self.fresh(student, texts, truth))
         return found
+
+    def _readers(self, student: Model) -> tuple[tuple[str, Model, SpanReadout], ...]:
+        """The probe on the frozen copy, and the same probe on the student."""
+        return ("frozen", self.frozen, self.readout), ("student", student, readout_on(self.readout, student))
 
     def _neutral_loss(self, student: Model) -> float | None:
         if not self.neutral:

@@ -56,6 +56,12 @@ def read_claims(
     return found
 
 
+def readout_on(readout: SpanReadout, model: Model) -> SpanReadout:
+    """The readout for another model than it was fitted on; one that knows nothing of its model (no `on`) reads any."""
+    on = getattr(readout, "on", None)
+    return on(model) if callable(on) else readout
+
+
 def span_scores(
     model: Model, readout: SpanReadout, texts: Sequence[Text], *, grad: bool = False
 ) -> Float[Tensor, "span"]:

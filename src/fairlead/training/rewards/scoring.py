@@ -10,7 +10,7 @@ from fairlead.core.claims import ClaimSpan
 from fairlead.training import processes
 from fairlead.training.rewards.claims import Splitter
 from fairlead.training.rewards.config import RewardConfig
-from fairlead.training.rewards.reading import Text, read_claims, tokens_of
+from fairlead.training.rewards.reading import Text, read_claims, readout_on, tokens_of
 from fairlead.training.rewards.rollout import Rollouts, Setting
 from fairlead.training.rewards.table import MixController, Verdict, judge_intervention, judge_plain
 
@@ -81,7 +81,9 @@ class ProbeReward:
         settings = self.rollouts.settings
         assert len(settings) == len(completions), "TRL scores other rollouts than it has just made"
         texts = [self._text(setting, answer) for setting, answer in zip(settings, completions, strict=True)]
-        read = read_claims(self.reader(), self.readout, texts)
+        model = self.reader()
+        readout = readout_on(self.readout, model) if self.config.reads_student else self.readout
+        read = read_claims(model, readout, texts)
         self.latest = [
             self._judge(*row) for row in zip(settings, texts, read, completions, completion_ids, strict=True)
         ]
