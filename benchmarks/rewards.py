@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from benchmarks.summary import cell, write_table
-from fairlead.core.claims import ClaimSpan
+from fairlead.core.claims import ClaimedAnswer, ClaimSpan
 from fairlead.core.nouns import SpanReadout
 from fairlead.core.progress import say
 from fairlead.core.run import read_json, write_json
@@ -46,11 +46,12 @@ from fairlead.training.rewards.table import has_abstained
 
 INJECT = " Wait, let me check."
 SKILLS = ("addition", "weekday", "month", "comparison", "open_book", "smalltalk")
-TABLE = {"mix_target": None, "retract_lambda": 0.5}
+TABLE = {"mix_target": None, "retract_lambda": 0.5, "correct_from": 0.6, "abstained": -0.3}
 COMMON: dict[str, Any] = {
     "groups": 8,
     "group_size": 6,
     "lr": 3e-4,
+    "kl": 0.05,
     "monitor_prompts": 96,
     "monitor_every": 30,
     "checkpoint_every": 20,
@@ -106,9 +107,14 @@ class Judge:
 
 
 def go_on(
-    student: Model, questions: Sequence[Question], befores: Sequence[str], *, max_new_tokens: int = 40
+    student: Model,
+    questions: Sequence[Question],
+    befores: Sequence[str],
+    *,
+    max_new_tokens: int = 40,
+    temperature: float = 0.0,
 ) -> list[str]:
-    """Greedy continuations of half-said answers."""
+    """Continuations of half-said answers."""
     from fairlead.models.generation import generate_ids, stop_ids
 
     prompts = [
@@ -121,7 +127,16 @@ def go_on(
     found: list[list[int]] = []
     for first in range(0, len(prompts), 64):
         batch = prompts[first : first + 64]
-        found += generate_ids(student, batch, max_new_tokens=max_new_tokens, stops=stop_ids(student))
+        generator = torch.Generator().manual_seed(first)
+        draws = torch.rand(len(batch), max_new_tokens, generator=generator) if temperature else None
+        found += generate_ids(
+            student,
+            batch,
+            max_new_tokens=max_new_tokens,
+            stops=stop_ids(student),
+            temperature=temperature,
+            draws=draws,
+        )
     return student.tokenizer.batch_decode(found, skip_special_tokens=True)
 
 
@@ -192,11 +207,13 @@ def measure(
         found["in_context"] = count(judge.read(turns, student.generate([q.messages for q in turns])))
     if best_of:
         found["best_of"] = best_of_n(judge, student, questions, best_of)
+        found["policy_of_these"] = count(rows[:60])
     return found
 
 
 def best_of_n(judge: Judge, student: Model, questions: Sequence[Question], num: int) -> tuple[int, int]:
     """Of `num` sampled answers the one with the most believed claims; an abstention stands at one half."""
+    questions = questions[:60]
     many = [q for q in questions for _ in range(num)]
     answers = student.generate([q.messages for q in many], temperature=1.0, seed=11, batch_size=256)
     rows = judge.read(many, answers)
@@ -224,13 +241,38 @@ def fit_probe(model: Model, seed: int, folder: Path) -> tuple[SpanProbe, float]:
     if (folder / "probe.json").is_file():
         return load_span_probe(folder, model=model), read_json(folder.with_suffix(".json"))["seconds"]
     start = time.perf_counter()
-    answers = pocket_claims(model, ways=("greedy", "sampled", "check"), seed=seed)
+    answers = pocket_claims(model, ways=("greedy", "sampled"), seed=seed)
+    answers += intervened(model, answers, num=1200)
     probe = fit_span_probe(model, examples_of(answers), seed=seed, sites=("layers.3.resid_post",)).probe
     probe.save(folder)
     seconds = time.perf_counter() - start
     claims = sum(len(a.claims) for a in answers)
     write_json(folder.with_suffix(".json"), {"seconds": seconds, "claims": claims})
     return probe, seconds
+
+
+def intervened(model: Model, answers: Sequence[ClaimedAnswer], *, num: int) -> list[ClaimedAnswer]:
+    """The start model's answers with the injected text and what it goes on to say, labelled: corrections are read like any claim."""
+    world = World()
+    verify = pocket_verifier(world)
+    some = [answer for answer in answers if len(answer.claims) == 1 and not answer.id.startswith("greedy")][
+        :num
+    ]
+    questions = [Question(one.id, one.messages, one.entity) for one in some]
+    befores = [one.response[: one.claims[0].end] + INJECT for one in some]
+    found = []
+    for one, question, before, text in zip(
+        some, questions, befores, go_on(model, questions, befores, temperature=1.0), strict=True
+    ):
+        whole = before + text
+        meta = {key: value for key, value in one.meta.items() if key != "roles"}
+        claims = tuple(verify(question, whole))
+        found.append(
+            one.model_copy(
+                update={"id": f"check-{one.id}", "response": whole, "claims": claims, "meta": meta}
+            )
+        )
+    return found
 
 
 def practised(question: Question) -> bool:
@@ -291,11 +333,14 @@ def shares(found: dict[str, Any], group: str, *, who: int = 1) -> dict[str, floa
     def share(pair: Sequence[int]) -> float | None:
         return pair[0] / pair[1] if pair[1] else None
 
+    best = None
+    if "best_of" in own and start["policy_of_these"][0]:
+        best = 1 - own["best_of"][0] / start["policy_of_these"][0]
     return {
         "policy": fewer("policy"),
         "system": fewer("system"),
         "in_context": fewer("in_context"),
-        "best_of": fewer("best_of"),
+        "best_of": best,
         "kept": own["policy"][1] / supported,
         "kept_system": own["system"][1] / supported,
         "kept_in_context": own["in_context"][1] / supported if "in_context" in own else None,
@@ -346,7 +391,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--num", type=int, default=120)
     parser.add_argument("--best-of", type=int, default=32)
     parser.add_argument("--arms", nargs="*", default=list(ARMS))

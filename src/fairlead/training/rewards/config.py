@@ -26,6 +26,8 @@ class RewardTable(Config):
             true claims that are flagged wrongly are almost never defended.
         correct_low: Least reward of a correction.
         correct_high: Largest; between the two it is the probe's P(supported) of the new claim.
+        correct_from: P(supported) below which a correction earns nothing, as if nothing had been mended (the paper: 0). Where most flagged
+            claims cannot be mended, the low end pays for one invention after another.
         retracted: Times (P(unsupported) - lambda) of the claim taken back.
         retract_lambda: Where lambda starts.
         mix_target: Share of corrections among corrections and retractions that lambda is steered to; None holds lambda.
@@ -39,6 +41,7 @@ class RewardTable(Config):
     maintained: float = Field(default=1.3, ge=0)
     correct_low: float = Field(default=0.1, ge=0, le=1)
     correct_high: float = Field(default=0.95, ge=0, le=1)
+    correct_from: float = Field(default=0.0, ge=0, le=1)
     retracted: float = Field(default=0.65, ge=0)
     retract_lambda: float = Field(default=0.2, ge=0, le=1)
     mix_target: float | None = Field(default=0.6, gt=0, lt=1)

@@ -11,7 +11,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,8 @@ from fairlead.data import Encoded
 from fairlead.training import processes
 from fairlead.training.adapter import STATE_FILE, STATE_KEY, checkpoint_step, last_checkpoint
 from fairlead.training.config import DialMove
-from fairlead.training.dials import MOVES_FILE, keep_moves, mend
-from fairlead.training.fit import CHECKPOINTS, save, strip_adapter
+from fairlead.training.dials import MOVES_FILE, keep_moves, mend, read_moves
+from fairlead.training.fit import CHECKPOINTS, save
 from fairlead.training.rewards.claims import Question, Splitter, Verifier, split_sentences
 from fairlead.training.rewards.config import RewardConfig
 from fairlead.training.rewards.grpo import check_data, make_grpo, run_grpo
@@ -145,17 +146,13 @@ def fit_rewards(
     before, notes = weights_sha256(model.hf), [note for note in (warn_of(config),) if note]
     for note in notes:
         say(f"warning: {note}")
-    start = _save_start(model, folder)
     checkpoints = folder / CHECKPOINTS
     done = processes.on_first(lambda: checkpoint_step(checkpoints)) if resume else 0
-    student = copy.deepcopy(model.hf)
-    for parameter in model.hf.parameters():
-        parameter.requires_grad_(False)
+    trainer: Any = None
     rollouts = Rollouts(model, questions, config=config, readout=readout, splitter=splitter)
-    reader = _student_reader(model, lambda: trainer.model) if config.reads_student else (lambda: model)
     reward = ProbeReward(
         rollouts,
-        reader,
+        _student_reader(model, lambda: trainer.model) if config.reads_student else (lambda: model),
         config=config,
         readout=readout,
         splitter=splitter,
@@ -176,48 +173,56 @@ def fit_rewards(
         max_new_tokens=config.max_new_tokens,
         seed=config.seed,
     )
-    record = _Record(folder, done, monitor, config, reward)
-    began = time.perf_counter()
-    trainer = make_grpo(
-        student,
-        model.tokenizer,
-        rollouts,
-        reward,
-        config=config,
-        start=start,
-        folder=checkpoints,
-        probe_loss=ProbeLoss(model, readout, config.probe_loss) if config.has_gradient else None,
-        on_step=lambda step, metrics: record.step(step, metrics, trainer.model),
-    )
-    record.begin(trainer.model)
-    try:
-        trained = run_grpo(trainer, resume=bool(done))
-    except KeyboardInterrupt:
-        say(f"interrupted; repeat the same command to go on after step {checkpoint_step(checkpoints)}.")
-        raise
-    finally:
-        for parameter in model.hf.parameters():
-            parameter.requires_grad_(True)
+    record, began = _Record(folder, done, monitor, config, reward), time.perf_counter()
+    with _frozen(model) as student:
+        trainer = make_grpo(
+            student,
+            model.tokenizer,
+            rollouts,
+            reward,
+            config=config,
+            start=_save_start(model, folder),
+            folder=checkpoints,
+            probe_loss=ProbeLoss(model, readout, config.probe_loss) if config.has_gradient else None,
+            on_step=lambda step, metrics: record.step(step, metrics, trainer.model),
+        )
+        record.begin(trainer.model)
+        try:
+            trained: Any = run_grpo(trainer, resume=bool(done))
+        except KeyboardInterrupt:
+            say(f"interrupted; repeat the same command to go on after step {checkpoint_step(checkpoints)}.")
+            raise
     trained.config._name_or_path = model.hf.config._name_or_path
     processes.on_first(lambda: save(trained, model, folder, method=config.method))
     if weights_sha256(model.hf) != before:
         raise TrainingError(
             "the frozen copy changed while the student trained, so the rewards are not what they claim. Next: report this as a bug."
         )
-    if config.method == "lora":
-        strip_adapter(student)
     if processes.is_first():
         shutil.rmtree(checkpoints, ignore_errors=True)
         shutil.rmtree(folder / START, ignore_errors=True)
     return RewardFit(
         steps=tuple(processes.on_first(lambda: read_steps(folder))),
         looks=tuple(processes.on_first(lambda: read_looks(folder))),
-        moves=tuple(processes.on_first(lambda: _moves(folder))),
+        moves=tuple(processes.on_first(lambda: read_moves(folder))),
         stopped=record.stopped,
         frozen_sha256=before,
         notes=tuple(notes),
         seconds=time.perf_counter() - began,
     )
+
+
+@contextmanager
+def _frozen(model: Model) -> Iterator[Any]:
+    """A copy of the model to train; the model itself takes no gradient meanwhile."""
+    student = copy.deepcopy(model.hf)
+    requires = [parameter.requires_grad for parameter in model.hf.parameters()]
+    model.hf.requires_grad_(False)
+    try:
+        yield student
+    finally:
+        for parameter, value in zip(model.hf.parameters(), requires, strict=True):
+            parameter.requires_grad_(value)
 
 
 class _Record:
@@ -362,12 +367,6 @@ def _move_recorder(folder: Path, done: int) -> Callable[[int, float], None]:
                 file.write(json.dumps(move.model_dump(mode="json")) + "\n")
 
     return record
-
-
-def _moves(folder: Path) -> list[DialMove]:
-    from fairlead.training.dials import read_moves
-
-    return read_moves(folder)
 
 
 def _controller_state(checkpoints: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ The text is tokenised anew behind the prompt's tokens: what is read is the text,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -58,8 +58,8 @@ def read_claims(
 
 def readout_on(readout: SpanReadout, model: Model) -> SpanReadout:
     """The readout for another model than it was fitted on; one that knows nothing of its model (no `on`) reads any."""
-    on = getattr(readout, "on", None)
-    return on(model) if callable(on) else readout
+    on: Any = getattr(readout, "on", None)
+    return readout if on is None else on(model)
 
 
 def span_scores(

@@ -75,7 +75,7 @@ class ProbeReward:
         completions: Sequence[str],
         completion_ids: Sequence[list[int]],
         **rest: Any,
-    ) -> list[float]:
+    ) -> list[float | None]:
         """Rewards of a process's share of a step."""
         step = rest["trainer_state"].global_step
         settings = self.rollouts.settings

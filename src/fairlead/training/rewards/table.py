@@ -66,7 +66,10 @@ def judge_intervention(
     if last.value == flagged.value:
         reward = table.maintained * max(0.0, 0.5 - doubted)
         return Verdict("maintained", reward, tuple(reward for _ in claims))
-    reward = min(max(1 - _score(last), table.correct_low), table.correct_high)
+    believed = 1 - _score(last)
+    reward = (
+        min(max(believed, table.correct_low), table.correct_high) if believed >= table.correct_from else 0.0
+    )
     return Verdict("corrected", reward, tuple(reward for _ in claims))
 
 
