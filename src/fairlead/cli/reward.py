@@ -99,7 +99,7 @@ def reward_train(
 
     Example:
 
-        fairlead reward train organism:pocket task/facts.jsonl --probe runs/probe --verifier pocket --hint "I do not know." \
+        fairlead reward train organism:pocket task/neutral.jsonl --probe runs/probe --verifier pocket --hint "I do not know." \
             --steps 2 --groups 2 --group-size 4 --lr 1e-4 --out runs/reward
     """
     from fairlead.models import load_model
