@@ -1,8 +1,8 @@
 """What 1,000 rewarded claims cost: read by a probe on the frozen copy, or labelled by a language model.
 
-The judge is simulated: a stated price per call, two calls per claim (two passes have to agree). The probe's price is its measured time on this
-machine at a stated price per core-hour, and the labels it was fitted on, bought once from the same judge and spread over the claims
-of one training. Change the three prices by options: the table says which were used.
+The judge is simulated: a stated price per call, two calls per claim (two passes have to agree). The probe's price is its measured time
+at a given price per core-hour, and the labels it was fitted on, bought once from the same judge and spread over the claims of one
+training. Change the prices by options: the table says which were used.
 
     python -m benchmarks.reward_price --seeds 3 --publish reward_price
 """
