@@ -19,7 +19,7 @@ ChatData Clause Comparison Concept Config ConfigError DataError Decision Diction
 DictionaryError Direction FairleadError JudgeError LLMError LinearReadout Measure Menu MenuLine
 MissingDependencyError Model ModelError OrganismError Plan Probe Readout Run RunError Site SiteError Spec
 SpecError TrainingError Verification __version__ build_concepts compare connect decide fit_probe load_data
-load_dictionary load_model load_spec load_suite parse_spec plan_controls preview train train_dictionary
+load_dictionary load_model load_spec load_suite parse_spec plan_controls preview train train_dictionary train_rewards
 verify write_report
 """.split()
 

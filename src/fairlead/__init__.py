@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from fairlead.studies.decide import decide as decide
     from fairlead.studies.plan import plan_controls as plan_controls
     from fairlead.studies.preview import preview as preview
+    from fairlead.studies.rewards import train_rewards as train_rewards
     from fairlead.studies.train import train as train
     from fairlead.studies.verify import verify as verify
 
@@ -130,6 +131,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "fairlead.studies.decide": ("decide",),
     "fairlead.studies.plan": ("plan_controls",),
     "fairlead.studies.preview": ("preview",),
+    "fairlead.studies.rewards": ("train_rewards",),
     "fairlead.studies.train": ("train",),
     "fairlead.studies.verify": ("verify",),
 }

@@ -47,6 +47,8 @@ ORDER = [
     "compare",
     "report",
     "organism measure",
+    "reward train",
+    "reward page",
 ]
 SLOW = ["organism build", "demo"]  # above 20 s on one thread
 
@@ -56,6 +58,17 @@ def example_words(name: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in examples(COMMANDS[tuple(name.split())])]
 
 
+def write_probe(folder: Path) -> None:
+    """A span probe of the pocket model."""
+    from fairlead.models import load_model
+    from fairlead.probes import examples_of, fit_span_probe
+    from fairlead.studies.claims import pocket_claims
+
+    model = load_model("organism:pocket")
+    answers = pocket_claims(model, ways=("greedy",), share=0.2)
+    fit_span_probe(model, examples_of(answers), sites=("layers.3.resid_post",)).probe.save(folder)
+
+
 def test_no_command_is_left_out():
     assert sorted(ORDER + SLOW) == sorted(" ".join(words) for words in COMMANDS)
 
@@ -63,6 +76,8 @@ def test_no_command_is_left_out():
 def test_the_examples_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ORDER:
+        if name == "reward train" and not Path("runs/probe").is_dir():
+            write_probe(Path("runs/probe"))
         for words in example_words(name):
             code = run(words)
             out, err = capsys.readouterr()

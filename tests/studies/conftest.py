@@ -13,5 +13,12 @@ if "micro_world" not in sys.modules:
     module = importlib.util.module_from_spec(spec)
     sys.modules["micro_world"] = module
     spec.loader.exec_module(module)
+REWARDS = PLACE.with_name("reward_world.py")
+if "reward_world" not in sys.modules:
+    spec = importlib.util.spec_from_file_location("reward_world", REWARDS)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["reward_world"] = module
+    spec.loader.exec_module(module)
 world = sys.modules["micro_world"]
 micro, tiny, score, _quiet = world.micro, world.tiny, world.score, world._quiet

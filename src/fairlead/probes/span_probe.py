@@ -100,6 +100,14 @@ class SpanProbe:
                 f"({model.fingerprint[:12]}). Next: fit one for this model, or pass any_model=True to read it all the same."
             )
 
+    def on(self, model: Model) -> SpanProbe:
+        """The same probe, reading another model (a student) with that model's own embedding and unembedding.
+
+        A lens knows tokens by the embedding it was made with: as soon as a training moves the embedding, the start model's finds others.
+        """
+        confidence = bool(self.head.num_confidence)
+        return replace(self, reading=make_reading(model, self.config.sites or (), confidence=confidence))
+
     def to(self, device: torch.device | str) -> SpanProbe:
         """The same probe with its weights on a device."""
         self.head.to(device)

@@ -6,6 +6,7 @@ from fairlead.reports.guard_page import render_guarded, render_served, write_gua
 from fairlead.reports.numbers import Goals, summarize
 from fairlead.reports.page import render_report, write_report
 from fairlead.reports.quality import density_svg, render_quality, write_quality
+from fairlead.reports.rewards_page import lines_svg, reward_pictures, scatter_svg, write_rewards
 from fairlead.reports.runs import RunInfo, report_run
 from fairlead.reports.steering_page import steering_svg, write_diff, write_steering
 from fairlead.reports.svg import arms_svg, curves_svg, menu_svg, save_svg
@@ -18,13 +19,16 @@ __all__ = [
     "curves_svg",
     "density_svg",
     "find_shortfalls",
+    "lines_svg",
     "menu_svg",
     "render_guarded",
     "render_quality",
     "render_report",
     "render_served",
     "report_run",
+    "reward_pictures",
     "save_svg",
+    "scatter_svg",
     "steering_svg",
     "summarize",
     "write_catalogue_page",
@@ -33,6 +37,10 @@ __all__ = [
     "write_inspection",
     "write_quality",
     "write_report",
+<<<<<<< HEAD
     "write_served",
+=======
+    "write_rewards",
+>>>>>>> 8dc656ed99045b3e2e42048089bdf4e57ab2babc
     "write_steering",
 ]

@@ -65,9 +65,9 @@ def arms_svg(comparison: Comparison, *, title: str = "", goals: Goals | None = N
                 "name": shorten(arm.name, 26),
                 "detail": f"skill {percent(arm.skill.value)}, leak {percent(arm.leak.value)}",
                 "style": index % len(palette.ARMS),
-                "mark": _mark(index, box.x(arm.leak.value), box.y(arm.skill.value), 8),
+                "mark": mark_path(index, box.x(arm.leak.value), box.y(arm.skill.value), 8),
                 "seeds": [
-                    _mark(index, box.x(x), box.y(y), 4)
+                    mark_path(index, box.x(x), box.y(y), 4)
                     for x, y in zip(arm.leak.values, arm.skill.values, strict=False)
                 ],
                 "across": _span(arm.leak, box.x),
@@ -97,7 +97,7 @@ def arms_svg(comparison: Comparison, *, title: str = "", goals: Goals | None = N
             goal=(box.x(goals.leak), box.y(floor)) if floor is not None else None,
             ticks=[(box.x(t), box.y(t), f"{100 * t:.0f} %") for t in (0, 0.25, 0.5, 0.75, 1)],
             legend=[
-                (i, _mark(p["style"], box.left + box.width + 34, box.top + 12 + 40 * i, 7))
+                (i, mark_path(p["style"], box.left + box.width + 34, box.top + 12 + 40 * i, 7))
                 for i, p in enumerate(points)
             ],
             width=box.left + box.width + 260,
@@ -201,7 +201,7 @@ def panels_svg(
                             f"{across(x)},{box.y(cell.value)}" for x, cell in panel.lines[name]
                         ),
                         "marks": [
-                            _mark(index, across(x), box.y(cell.value), 4) for x, cell in panel.lines[name]
+                            mark_path(index, across(x), box.y(cell.value), 4) for x, cell in panel.lines[name]
                         ],
                         "spans": [
                             (across(x), box.y(cell.low), box.y(cell.high))
@@ -217,7 +217,7 @@ def panels_svg(
     height, left, legend = drawn[0]["box"].top + 220 + 64, 30.0, []
     for index, name in enumerate(order):
         shown = (names or {}).get(name, name)
-        legend.append((left, index % len(palette.ARMS), _mark(index, left, height - 18, 6), shown))
+        legend.append((left, index % len(palette.ARMS), mark_path(index, left, height - 18, 6), shown))
         left += 40 + 7.2 * len(shown)
     return (
         environment()
@@ -324,7 +324,7 @@ def _span(cell: Cell, place: Any) -> tuple[float, float] | None:
     return place(min(1.0, max(0.0, cell.low))), place(min(1.0, max(0.0, cell.high)))
 
 
-def _mark(style: int, x: float, y: float, r: float) -> str:
+def mark_path(style: int, x: float, y: float, r: float) -> str:
     """Path of an arm's marker around a point."""
     style %= len(palette.ARMS)
     if style == 0:

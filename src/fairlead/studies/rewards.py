@@ -1,0 +1,179 @@
+"""Train a model by the rewards of a probe: questions in, a student that was taught by a frozen copy out, and what the monitors saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fairlead.core.errors import ConfigError
+from fairlead.core.nouns import SpanReadout
+from fairlead.core.run import sha256_file, sha256_json
+from fairlead.data import ChatData, Row, encode, load_data
+from fairlead.probes import load_span_probe
+from fairlead.studies.train import as_neutral
+from fairlead.training.processes import join, shared_run
+from fairlead.training.rewards import (
+    FreshProbe,
+    Question,
+    RewardConfig,
+    RewardRun,
+    Splitter,
+    Verifier,
+    fit_rewards,
+    load_reward_run,
+    questions_of,
+    split_sentences,
+)
+from fairlead.training.rewards.trained import REWARD_FILE, STUDY
+
+if TYPE_CHECKING:
+    from fairlead.models import Model
+
+QuestionsLike = ChatData | Sequence[Question] | str | Path
+
+
+def train_rewards(
+    model: Model | str | Path,
+    data: QuestionsLike,
+    *,
+    probe: SpanReadout | str | Path,
+    out: str | Path,
+    monitor: QuestionsLike | None = None,
+    neutral: ChatData | Sequence[Row] | str | Path | None = None,
+    splitter: Splitter = split_sentences,
+    verifier: Verifier | str | None = None,
+    fresh: FreshProbe | None = None,
+    config: RewardConfig | None = None,
+    resume: bool = True,
+    overwrite: bool = False,
+    **settings: Any,
+) -> RewardRun:
+    """Train a copy of a model by rewards and save it as a run.
+
+    ```python
+    run = fl.train_rewards(model, "questions.jsonl", probe="runs/probe", out="runs/reward", steps=150, lr=1e-4)
+    ```
+
+    Args:
+        model: The start model (the frozen copy that the probe reads), or its name or folder.
+        data: Questions: a data set with prompts, or its file.
+        probe: Reads P(unsupported) of claims; a probe or its folder.
+        out: Run folder.
+        monitor: Questions that the monitors ask; the first of `data` where None.
+        neutral: Neutral rows, on which the general loss is measured; none where None.
+        splitter: Finds the claims of an answer; each stating sentence by default.
+        verifier: Labels claims for the spot checks; "pocket" for the pocket world's.
+        fresh: Fits a fresh probe for the monitors; a linear one where None.
+        config: All settings at once.
+        resume: Continue an unfinished run of the same settings.
+        overwrite: Replace a finished run.
+        settings: Fields of `RewardConfig` (over `config`).
+
+    Raises:
+        ConfigError: Unknown setting, a set-up that is not whole, or a probe that does not belong to the model.
+        DataError: Rows without a question.
+        RunError: The run folder exists, is locked or belongs to other settings.
+        TrainingError: Too few questions, or a loss that is not finite.
+    """
+    from fairlead.models import load_model
+
+    join()
+    model = load_model(model) if isinstance(model, str | Path) else model
+    questions, source = as_questions(data)
+    asked = None if monitor is None else as_questions(monitor)[0]
+    found = RewardConfig.make({**(config.model_dump() if config is not None else {}), **settings})
+    readout, probe_name, probe_hash = as_readout(probe, model)
+    rows = as_neutral(neutral)
+    encoded = encode(rows, model.tokenizer, max_length=model.max_length, on_long="drop") if rows else []
+    about = {"model": model.name, "data": source, "probe": probe_name, **found.model_dump(mode="json")}
+    inputs = {
+        "model": model.fingerprint,
+        "data": sha256_json([[q.id, list(q.messages)] for q in questions]),
+        "monitor": sha256_json([[q.id, list(q.messages)] for q in asked or ()]),
+        "neutral": sha256_json([row.as_record() for row in rows]) if rows else "",
+        "probe": probe_hash,
+    }
+    with shared_run(
+        out, study=STUDY, config=about, inputs=inputs, seed=found.seed, resume=resume, overwrite=overwrite
+    ) as run:
+        result = fit_rewards(
+            model,
+            questions,
+            readout,
+            config=found,
+            folder=run.folder,
+            monitor_questions=asked,
+            splitter=splitter,
+            verifier=as_verifier(verifier),
+            neutral=encoded,
+            fresh=fresh,
+            resume=run.resumed,
+        )
+        trained = RewardRun(
+            folder=run.final,
+            base=model.name,
+            base_fingerprint=inputs["model"],
+            probe=probe_name,
+            frozen_sha256=result.frozen_sha256,
+            stopped=result.stopped,
+            notes=result.notes,
+            seconds=result.seconds,
+            config=found,
+        )
+        run.write_json(REWARD_FILE, trained.record())
+        last = result.looks[-1]
+        run.finish({"steps": len(result.steps), "unsupported": last.unsupported, "stopped": result.stopped})
+    return load_reward_run(run.final)
+
+
+def as_questions(data: QuestionsLike) -> tuple[list[Question], str]:
+    """Questions and where they came from.
+
+    Raises:
+        DataError: A row has no question.
+    """
+    if isinstance(data, str | Path):
+        data = load_data(data)
+    if isinstance(data, ChatData):
+        return questions_of(data), data.source
+    return list(data), "questions"
+
+
+def as_readout(probe: SpanReadout | str | Path, model: Model) -> tuple[SpanReadout, str, str]:
+    """The probe, its name and its hash; checked against the model where it knows its own.
+
+    Raises:
+        ConfigError: It reads no spans, or another model.
+    """
+    name, digest = "in memory", str(getattr(probe, "sha256", ""))
+    if isinstance(probe, str | Path):
+        folder = Path(probe)
+        name = str(probe)
+        probe = load_span_probe(folder, model=model)
+        digest = sha256_json(
+            {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        )
+    if not isinstance(probe, SpanReadout):
+        raise ConfigError(
+            f"{name}: a {type(probe).__name__} reads no claims. Next: give a span probe (`fairlead probe train`)."
+        )
+    check = getattr(probe, "check", None)
+    if callable(check):
+        check(model)
+    return probe, name, digest
+
+
+def as_verifier(verifier: Verifier | str | None) -> Verifier | None:
+    """A verifier by name or as it is.
+
+    Raises:
+        ConfigError: Unknown name.
+    """
+    if verifier == "pocket":
+        from fairlead.studies.pocket_claims import pocket_verifier
+
+        return pocket_verifier()
+    if isinstance(verifier, str):
+        raise ConfigError(f"unknown verifier '{verifier}'. Next: use pocket, or pass a function in Python.")
+    return verifier
