@@ -37,10 +37,7 @@ __all__ = [
     "write_inspection",
     "write_quality",
     "write_report",
-<<<<<<< HEAD
-    "write_served",
-=======
     "write_rewards",
->>>>>>> 8dc656ed99045b3e2e42048089bdf4e57ab2babc
+    "write_served",
     "write_steering",
 ]
