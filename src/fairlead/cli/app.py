@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
-from fairlead.cli import concepts, demo, inside, loop, main_path, organism, spec, steering
+from fairlead.cli import concepts, demo, inside, loop, main_path, organism, probes, spec, steering
 from fairlead.cli.output import print_error
 
 app = typer.Typer(
@@ -53,6 +53,7 @@ loop.register(app)
 inside.register(app)
 concepts.register(app)
 steering.register(concepts.group)
+probes.register(app)
 spec.register(app)
 organism.register(app)
 
