@@ -13,6 +13,8 @@ import pytest
 import fairlead
 
 PUBLIC = """
+Catalogue CatalogueError ClaimSpan ClaimedAnswer EditSet Guard Policy SpanProbe SpanReadout Variant autosteer fit_span_probe
+load_probe load_span_probe
 ChatData Clause Comparison Concept Config ConfigError DataError Decision Dictionary DictionaryConfig
 DictionaryError Direction FairleadError JudgeError LLMError LinearReadout Measure Menu MenuLine
 MissingDependencyError Model ModelError OrganismError Plan Probe Readout Run RunError Site SiteError Spec

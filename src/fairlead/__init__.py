@@ -26,8 +26,15 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
+    from fairlead.concepts import Catalogue as Catalogue
+    from fairlead.concepts import EditSet as EditSet
+    from fairlead.concepts import Variant as Variant
+    from fairlead.concepts import autosteer as autosteer
     from fairlead.concepts import build_concepts as build_concepts
+    from fairlead.core.claims import ClaimedAnswer as ClaimedAnswer
+    from fairlead.core.claims import ClaimSpan as ClaimSpan
     from fairlead.core.config import Config as Config
+    from fairlead.core.errors import CatalogueError as CatalogueError
     from fairlead.core.errors import ConfigError as ConfigError
     from fairlead.core.errors import DataError as DataError
     from fairlead.core.errors import DictionaryError as DictionaryError
@@ -44,6 +51,7 @@ if TYPE_CHECKING:
     from fairlead.core.nouns import Direction as Direction
     from fairlead.core.nouns import LinearReadout as LinearReadout
     from fairlead.core.nouns import Readout as Readout
+    from fairlead.core.nouns import SpanReadout as SpanReadout
     from fairlead.core.records import Clause as Clause
     from fairlead.core.records import Concept as Concept
     from fairlead.core.records import Decision as Decision
@@ -65,11 +73,17 @@ if TYPE_CHECKING:
     from fairlead.dictionaries import DictionaryConfig as DictionaryConfig
     from fairlead.dictionaries import load_dictionary as load_dictionary
     from fairlead.dictionaries import train_dictionary as train_dictionary
+    from fairlead.guard import Guard as Guard
+    from fairlead.guard import Policy as Policy
     from fairlead.llm import connect as connect
     from fairlead.models import Model as Model
     from fairlead.models import load_model as load_model
     from fairlead.probes import Probe as Probe
+    from fairlead.probes import SpanProbe as SpanProbe
     from fairlead.probes import fit_probe as fit_probe
+    from fairlead.probes import fit_span_probe as fit_span_probe
+    from fairlead.probes import load_probe as load_probe
+    from fairlead.probes import load_span_probe as load_span_probe
     from fairlead.reports import write_report as write_report
     from fairlead.studies.compare import compare as compare
     from fairlead.studies.decide import decide as decide
@@ -81,9 +95,11 @@ if TYPE_CHECKING:
 
 # Where each public name lives; tests/test_public.py keeps this table and the imports above together.
 _HOMES: dict[str, tuple[str, ...]] = {
-    "fairlead.concepts": ("build_concepts",),
+    "fairlead.concepts": ("Catalogue", "EditSet", "Variant", "autosteer", "build_concepts"),
+    "fairlead.core.claims": ("ClaimSpan", "ClaimedAnswer"),
     "fairlead.core.config": ("Config",),
     "fairlead.core.errors": (
+        "CatalogueError",
         "ConfigError",
         "DataError",
         "DictionaryError",
@@ -98,16 +114,17 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "SpecError",
         "TrainingError",
     ),
-    "fairlead.core.nouns": ("Direction", "LinearReadout", "Readout"),
+    "fairlead.core.nouns": ("Direction", "LinearReadout", "Readout", "SpanReadout"),
     "fairlead.core.records": ("Clause", "Concept", "Decision", "Menu", "MenuLine", "Plan", "Spec"),
     "fairlead.core.results": ("Comparison", "Measure", "Verification"),
     "fairlead.core.run": ("Run",),
     "fairlead.core.site": ("Site",),
     "fairlead.data": ("ChatData", "load_data", "load_spec", "load_suite", "parse_spec"),
     "fairlead.dictionaries": ("Dictionary", "DictionaryConfig", "load_dictionary", "train_dictionary"),
+    "fairlead.guard": ("Guard", "Policy"),
     "fairlead.llm": ("connect",),
     "fairlead.models": ("Model", "load_model"),
-    "fairlead.probes": ("Probe", "fit_probe"),
+    "fairlead.probes": ("Probe", "SpanProbe", "fit_probe", "fit_span_probe", "load_probe", "load_span_probe"),
     "fairlead.reports": ("write_report",),
     # the studies by their modules: a package attribute of the same name may be the module itself
     "fairlead.studies.compare": ("compare",),

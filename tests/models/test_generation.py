@@ -121,6 +121,15 @@ def test_hooks_act_during_generation(tiny, causal_family):
         assert model.generate(texts(PROMPTS), max_new_tokens=6) == base  # generation runs without gradients
 
 
+def test_a_row_that_is_full_may_stay_in_the_batch_of_others(tiny):
+    """Positions that GPT-2 has no embedding for: the first row ends at the model's last one, the others go on."""
+    model = tiny.model("gpt2")
+    prompts = [[5] * 60, [7, 9], [11, 12, 13], [20, 21]]
+    together = generate_ids(model, prompts, max_new_tokens=30, stops=set())
+    alone = [generate_ids(model, [prompt], max_new_tokens=30, stops=set())[0] for prompt in prompts]
+    assert together == alone and [len(row) for row in together] == [4, 30, 30, 30]
+
+
 def test_refusals(tiny):
     with pytest.raises(ModelError, match="encoder cannot generate"):
         tiny.model("bert").generate(["w5"])

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
-from fairlead.cli import concepts, demo, inside, loop, main_path, organism, reward, spec, steering
+from fairlead.cli import concepts, demo, guard, inside, loop, main_path, organism, reward, spec, steering
 from fairlead.cli.output import print_error
 
 app = typer.Typer(
@@ -53,6 +53,7 @@ loop.register(app)
 inside.register(app)
 concepts.register(app)
 steering.register(concepts.group)
+guard.register(app)
 reward.register(app)
 spec.register(app)
 organism.register(app)

@@ -10,7 +10,7 @@ import typer
 from fairlead.cli.options import AsJson, ConfigFile, DataName, Device, Dtype, ModelName, Out, Overwrite, Seed
 from fairlead.cli.output import finish, run_folder, working
 
-PANEL = "Made-up claims"
+PANEL = "Making things up"
 
 group = typer.Typer(
     help="Reinforcement learning with a probe's rewards, read from a frozen copy: a model that takes back what it made up.",

@@ -11,7 +11,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fairlead.concepts import Attribution, AutoSteered, EditSet
+    from fairlead.concepts import Attribution, AutoSteered, EditSet, ExclusiveLatent
     from fairlead.studies.concept_diff import ChangeLine, ConceptDiff
 
 
@@ -50,7 +50,7 @@ def show_autosteer(console: Console, found: AutoSteered) -> None:
     console.print(table)
     before, after = report.neutral_loss
     console.print(
-        f"{'goal reached' if report.reached else 'GOAL NOT REACHED'}: {report.best.effect:.0%} of {report.num_calibration} answers, "
+        f"{report.verdict}: {report.best.effect:.0%} of {report.num_calibration} answers, "
         f"{report.effect_before:.0%} without edits, {report.effect_request:.0%} "
         f"{'on request' if report.direction == 'on' else 'where it is not requested'}; loss of plain answers {before:.3f} -> {after:.3f}.",
         markup=False,
@@ -91,6 +91,28 @@ def show_diff(console: Console, found: ConceptDiff, *, num: int) -> None:
         _changes(console, title, one.changes, num)
         for prompt, before, after in list(zip(found.prompts, found.own, one.answers, strict=True))[:2]:
             console.print(f"  {prompt}\n    before: {before}\n    after:  {after}", markup=False)
+    if found.exclusive:
+        _exclusive(console, found.exclusive, num)
+    elif found.crosscoder:
+        console.print("Crosscoder: no latent lies on one model's side alone.", markup=False)
+
+
+def _exclusive(console: Console, lines: Sequence[ExclusiveLatent], num: int) -> None:
+    title = (
+        "What only one model seems to have (crosscoder); nu near 0: so it is, near 1: the other has it too"
+    )
+    table = _table(title, ("latent", "model", "acts on", "share", "nu error", "nu recon.", "exclusive"))
+    for line in lines[: 2 * num]:
+        table.add_row(
+            str(line.latent),
+            line.side,
+            escape(" ".join(repr(token) for token in line.tokens[:4])),
+            f"{line.share:.2f}",
+            f"{line.nu_error:+.2f}",
+            f"{line.nu_reconstruction:+.2f}",
+            "yes" if line.exclusive else "no",
+        )
+    console.print(table)
 
 
 def _changes(console: Console, title: str, changes: Sequence[ChangeLine], num: int) -> None:

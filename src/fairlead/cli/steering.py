@@ -138,6 +138,13 @@ def concepts_autosteer(
         str | None,
         typer.Option(help="Regular expression that tells the behaviour in an answer; a probe by default."),
     ] = None,
+    examples: Annotated[
+        bool,
+        typer.Option(
+            "--examples",
+            help="The answers in DATA show the behaviour: contrast with them, not with the model's own.",
+        ),
+    ] = False,
     search: Annotated[
         int, typer.Option(min=0, help="Concepts found by the description that are tried alone.")
     ] = 2,
@@ -179,6 +186,7 @@ def concepts_autosteer(
             direction="off" if off else "on",
             requests=request or [],
             check=check,
+            examples=examples,
             search=search,
             num_prompts=num_prompts,
             overwrite=overwrite,
@@ -230,7 +238,7 @@ def concepts_attribute(
     from fairlead.cli.show_steering import show_attribution
     from fairlead.concepts import attribute
     from fairlead.core.errors import ConfigError
-    from fairlead.data import Message, Row, encode
+    from fairlead.data import Message, Row, encode, token_text
 
     _one_of("--method", method, ("integrated", "gradient", "ablation"))
     with working():
@@ -259,7 +267,7 @@ def concepts_attribute(
             method=method,  # type: ignore[arg-type]
             steps=steps,
         )
-        pieces = [str(loaded.tokenizer.decode([one])) for one in text.input_ids]
+        pieces = [token_text(loaded.tokenizer, one) for one in text.input_ids]
     summary = {
         name: getattr(result, name) for name in ("output", "baseline", "other", "remainder", "gap", "method")
     }
@@ -286,6 +294,10 @@ def concepts_diff(
         list[float] | None,
         typer.Option(help="Amplification of the difference; may be repeated (1, 3 and 10 by default)."),
     ] = None,
+    crosscoder: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Crosscoder over both models: what does only one of them have?"),
+    ] = None,
     num_texts: Annotated[int, typer.Option(min=6, help="Texts read by both models.")] = 200,
     num_prompts: Annotated[int, typer.Option(min=6, help="Prompts answered by both.")] = 32,
     temperature: Annotated[float, typer.Option(min=0, help="Of the answers; 0: the most probable.")] = 0.0,
@@ -303,7 +315,10 @@ def concepts_diff(
 ) -> None:
     """Show what changed between two models: concepts on the same texts, in their own answers, and with the difference amplified.
 
-    JSON: `texts` and `answers` (by alpha): changes with `before`, `after`, `change`, `low`, `high`, `p`, `q`; the answers themselves.
+    A crosscoder comes from `dict train BEFORE DATA --kind crosscoder --against AFTER`.
+
+    JSON: `texts` and `answers` (by alpha): changes with `before`, `after`, `change`, `low`, `high`, `p`, `q`; the answers themselves;
+    `exclusive`: a crosscoder's latents with `side`, `share`, `nu_error`, `nu_reconstruction`, `exclusive`.
 
     Example:
 
@@ -324,6 +339,7 @@ def concepts_diff(
             found,
             data,
             out=folder,
+            crosscoder=crosscoder,
             alphas=tuple(alpha or (1.0, 3.0, 10.0)),
             num_texts=num_texts,
             num_prompts=num_prompts,
@@ -337,7 +353,12 @@ def concepts_diff(
         "concepts diff",
         as_json=as_json,
         run=folder,
-        result={"texts": result.texts[:num], "answers": result.answers, "page": page},
+        result={
+            "texts": result.texts[:num],
+            "answers": result.answers,
+            "exclusive": result.exclusive,
+            "page": page,
+        },
         show=lambda console: show_diff(console, result, num=num),
     )
 

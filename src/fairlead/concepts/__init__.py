@@ -18,6 +18,7 @@ from fairlead.concepts.entries import (
     Neighbour,
     TokenEffect,
 )
+from fairlead.concepts.exclusive import ExclusiveLatent, exclusive_latents
 from fairlead.concepts.grouping import group_latents
 from fairlead.concepts.inspecting import Active, Inspection, inspect_text
 from fairlead.concepts.judges import judge_ask, judge_llm
@@ -46,6 +47,7 @@ __all__ = [
     "EditSet",
     "Entry",
     "Example",
+    "ExclusiveLatent",
     "Hit",
     "Inspection",
     "LabelScores",
@@ -63,6 +65,7 @@ __all__ = [
     "diff_answers",
     "diff_texts",
     "edited_logprobs",
+    "exclusive_latents",
     "group_latents",
     "inspect_text",
     "judge_ask",

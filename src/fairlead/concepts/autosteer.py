@@ -62,6 +62,7 @@ def autosteer(
     direction: Direction = "on",
     requests: Sequence[str] = (),
     check: Check | None = None,
+    examples: Sequence[str] | None = None,
     candidates: Sequence[Concept] = (),
     goal: float | None = None,
     max_loss_rise: float = 0.5,
@@ -82,6 +83,8 @@ def autosteer(
         direction: "on" or "off".
         requests: More ways to say the description, so that the contrast is about what they share.
         check: Tells from the prompt's place and the answer whether the behaviour shows; a probe on activations where None.
+        examples: Answers to the prompts that show the behaviour, one each, for the contrast and the readout; the model's own on request
+            where None.
         candidates: Concepts to try besides the contrast, such as those that a search of the catalogue finds.
         goal: Share of answers to reach on the calibration prompts; .95 for on and .9 for off where None.
         max_loss_rise: Nats per token, see the module.
@@ -93,12 +96,20 @@ def autosteer(
         seed: Of the placebo.
 
     Raises:
-        ConfigError: Too few prompts, or a model that is not a chat model.
+        ConfigError: Too few prompts, another number of examples, or a model that is not a chat model.
         DictionaryError: The dictionary was made for another model.
     """
     dictionary.check(model)
     work = SteeringBench(
-        model, dictionary, prompts, (description, *requests), check, direction, max_new_tokens, batch_size
+        model,
+        dictionary,
+        prompts,
+        (description, *requests),
+        check,
+        direction,
+        max_new_tokens,
+        batch_size,
+        examples,
     )
     matched = work.contrast()
     parts = find_parts(matched, turn_on=direction == "on", num_latents=num_latents)

@@ -8,8 +8,7 @@
 - *Amplified* (METHODS, "Auditing"): answers with logits `after + alpha (after - before)`: behaviour that training made a little more
   likely becomes frequent. Answers and the concepts in them are given by alpha.
 
-The dictionary is the first model's. A dictionary trained on both (a crosscoder) can name what only one of them has: pass its exclusive
-latents to a report beside this one.
+The dictionary is the first model's. What only one of them has, a dictionary trained on both can name: `exclusive`.
 """
 
 from __future__ import annotations

@@ -35,10 +35,15 @@ class SteeringBench:
         direction: Direction,
         max_new_tokens: int,
         batch_size: int,
+        examples: Sequence[str] | None = None,
     ) -> None:
         if len(prompts) < 16:
             raise ConfigError(
                 f"{len(prompts)} prompts are too few to contrast and calibrate on. Next: pass 16 or more."
+            )
+        if examples is not None and len(examples) != len(prompts):
+            raise ConfigError(
+                f"{len(examples)} examples for {len(prompts)} prompts. Next: give one answer for each prompt."
             )
         if not has_chat_template(model.tokenizer):
             raise ConfigError(
@@ -58,6 +63,7 @@ class SteeringBench:
         ]
         self.plain = self._answer(self.chats)
         self.asked = self._answer(self.asked_chats)
+        self.shown = self.asked if examples is None else list(examples)  # answers that show the behaviour
         self.auroc: float | None = None
         self.probe: Probe | None = None
         self.bound = 0.0
@@ -90,9 +96,9 @@ class SteeringBench:
         return mean_loss(self.model.logprobs(encoded), encoded)
 
     def _fit_readout(self) -> None:
-        """A probe between requested and plain answers of the contrast's prompts, read without the request; scored on the others.
+        """A probe between requested (or given) and plain answers of the contrast's prompts, read without the request; scored on the others.
 
-        An answer counts where it scores as 95 % of the requested answers do: halfway there is not enough.
+        An answer counts where it scores as 95 % of those answers do: halfway there is not enough.
         """
         sides = []
         for places in (self.contrast_places, self.places):
@@ -102,7 +108,7 @@ class SteeringBench:
                     pool_answers(
                         self.model, self._encode(chats, self._at(answers, places)), self.dictionary.site
                     )
-                    for answers in (self.asked, self.plain)
+                    for answers in (self.shown, self.plain)
                 ]
             )
         self.probe = fit_probe(*sides[0], site=self.dictionary.site, heldout=0.0)
@@ -113,7 +119,7 @@ class SteeringBench:
         """Both sets of answers under both prompts; half of the prompts without the request have another one."""
         places = self.contrast_places
         sides: tuple[list[Encoded], list[Encoded]] = ([], [])
-        for answers in (self.plain, self.asked):
+        for answers in (self.plain, self.shown):
             for side, chats in zip(sides, (self.asked_chats, self.neutral_chats), strict=True):
                 side.extend(self._encode(self._at(chats, places), self._at(answers, places)))
         return read_matched(self.model, self.dictionary, *sides)

@@ -69,3 +69,17 @@ class SteeringReport(Record):
     def reached(self) -> bool:
         """Whether the goal was reached within the allowed rise of the loss."""
         return self.best.effect >= self.goal and self.best.loss_rise <= self.max_loss_rise
+
+    @property
+    def verdict(self) -> str:
+        """Whether the goal was reached, and if not, what it fell short of."""
+        if self.reached:
+            return "Goal reached"
+        short = []
+        if self.best.effect < self.goal:
+            short.append(f"effect below {self.goal:.0%}")
+        if self.best.loss_rise > self.max_loss_rise:
+            short.append(
+                f"{self.best.loss_rise:+.2f} nats a token where {self.max_loss_rise:+.2f} are allowed"
+            )
+        return f"Goal not reached ({', '.join(short)})"

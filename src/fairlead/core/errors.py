@@ -13,6 +13,7 @@
       TrainingError          training cannot go on (loss is not finite, no trainable token, ...)
       JudgeError             a judge gave no usable decision
       LLMError               a language-model endpoint failed or answered off-schema
+      OverloadError          a server has as many requests waiting as it takes
       MissingDependencyError an optional package is needed (prints the pip line)
 
 Every message says what is wrong, where, and what to do next.
@@ -97,6 +98,19 @@ class JudgeError(FairleadError):
 
 class LLMError(FairleadError):
     """A language-model endpoint failed or answered off-schema."""
+
+
+class OverloadError(FairleadError):
+    """A server has as many requests waiting as it takes.
+
+    Args:
+        message: What is wrong and what to do next.
+        retry_after: Seconds after which another try is worth it.
+    """
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
 
 
 class MissingDependencyError(FairleadError):

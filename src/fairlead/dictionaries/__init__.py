@@ -9,8 +9,9 @@ from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.crosscoder import Crosscoder
 from fairlead.dictionaries.dictionary import Dictionary
 from fairlead.dictionaries.evaluation import evaluate_dictionary, outside_span, token_loss
-from fairlead.dictionaries.joint import train_crosscoder, train_transcoder
+from fairlead.dictionaries.joint import JointSource, Place, harvest_joint, train_crosscoder, train_transcoder
 from fairlead.dictionaries.kinds import find_kind, register_kind
+from fairlead.dictionaries.latent_scaling import LatentScaling, latent_scaling
 from fairlead.dictionaries.loading import load_dictionary
 from fairlead.dictionaries.sparsify import save_sparsify
 from fairlead.dictionaries.training import (
@@ -28,11 +29,16 @@ __all__ = [
     "Dictionary",
     "DictionaryConfig",
     "DictionarySpec",
+    "JointSource",
+    "LatentScaling",
+    "Place",
     "Transcoder",
     "combine_specs",
     "evaluate_dictionary",
     "find_kind",
     "fit_dictionary",
+    "harvest_joint",
+    "latent_scaling",
     "load_dictionary",
     "outside_span",
     "register_kind",

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fairlead.dictionaries.config import DictionaryConfig
-from fairlead.dictionaries.kinds import Params, StepResult, StepState, register_kind
+from fairlead.dictionaries.kinds import Params, StepResult, StepState, fold_scale, register_kind
 from fairlead.dictionaries.selection import Encoder, batch_pairs, row_pairs, screening_dtype
 from fairlead.dictionaries.sparse import Pairs, decode, gather_dot, transpose, transposed_product
 
@@ -200,14 +200,8 @@ class BatchTopK:
         params["W_dec"] /= params["W_dec"].norm(dim=-1, keepdim=True).clamp_min(1e-8)
 
     def export(self, params: Params, threshold: float, scale: float) -> Params:
-        """Fold `x = scale * h` in: activations and biases shrink by `scale`, the matrices stay."""
-        return {
-            "W_enc": params["W_enc"].clone(),
-            "W_dec": params["W_dec"].clone(),
-            "b_enc": params["b_enc"] / scale,
-            "b_dec": params["b_dec"] / scale,
-            "threshold": torch.full_like(params["b_enc"], threshold / scale),
-        }
+        """See `fold_scale`."""
+        return fold_scale(params, threshold, scale)
 
 
 def _drop_parallel(grad_FD: Tensor, decoder_FD: Tensor) -> None:

@@ -20,7 +20,7 @@ from fairlead.dictionaries.autograd_kind import AutogradKind, Forward
 from fairlead.dictionaries.batch_topk import geometric_median
 from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.dictionary import Dictionary, register_architecture
-from fairlead.dictionaries.kinds import Params, StepState, register_kind
+from fairlead.dictionaries.kinds import Params, StepState, fold_scale, register_kind
 from fairlead.dictionaries.sparse import Pairs, batch_topk, decode
 
 
@@ -82,14 +82,8 @@ class BlockSparseKind(AutogradKind):
         params["W_dec"].copy_(rows)
 
     def export(self, params: Params, threshold: float, scale: float) -> Params:
-        """Fold `x = scale * h` in; the threshold is on a block's norm."""
-        return {
-            "W_enc": params["W_enc"].clone(),
-            "W_dec": params["W_dec"].flatten(0, 1).clone(),
-            "b_enc": params["b_enc"] / scale,
-            "b_dec": params["b_dec"] / scale,
-            "threshold": torch.full_like(params["b_enc"], threshold / scale),
-        }
+        """The threshold is on a block's norm."""
+        return fold_scale({**params, "W_dec": params["W_dec"].flatten(0, 1)}, threshold, scale)
 
 
 class BlockSparse(Dictionary):

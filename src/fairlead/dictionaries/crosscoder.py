@@ -27,7 +27,7 @@ from fairlead.dictionaries.autograd_kind import AutogradKind, Forward, batch_top
 from fairlead.dictionaries.batch_topk import geometric_median
 from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.dictionary import Dictionary, register_architecture
-from fairlead.dictionaries.kinds import Params, StepState, register_kind
+from fairlead.dictionaries.kinds import Params, StepState, fold_scale, register_kind
 from fairlead.dictionaries.sparse import decode
 
 if TYPE_CHECKING:
@@ -78,17 +78,11 @@ class CrosscoderKind(AutogradKind):
         )
 
     def export(self, params: Params, threshold: float, scale: float) -> Params:
-        """One scale for all sites folded in; the threshold is still one on the ranking.
+        """One scale for all sites; the threshold is still one on the ranking.
 
         `joint.train_crosscoder` makes it one on each latent's activation, and folds the sites' own scales in.
         """
-        return {
-            "W_enc": params["W_enc"].clone(),
-            "W_dec": params["W_dec"].clone(),
-            "b_enc": params["b_enc"] / scale,
-            "b_dec": params["b_dec"] / scale,
-            "threshold": torch.full_like(params["b_enc"], threshold / scale),
-        }
+        return fold_scale(params, threshold, scale)
 
 
 class Crosscoder(Dictionary):

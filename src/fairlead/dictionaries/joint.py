@@ -7,26 +7,30 @@ numbers), and the numbers are folded into the saved weights. The loop, its check
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fairlead.core.errors import DictionaryError
 from fairlead.core.run import sha256_json
 from fairlead.core.site import Site
-from fairlead.data import ChatData, Encoded, encode, iter_batches
+from fairlead.data import ChatData, Encoded, encode
 from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.crosscoder import Crosscoder, site_norms
-from fairlead.dictionaries.dictionary import CONFIG_FILE, Dictionary
-from fairlead.dictionaries.kinds import Params, find_kind
-from fairlead.dictionaries.loading import load_dictionary
-from fairlead.dictionaries.source import batches_in_chunk, iter_chunk_batches, plan_chunks
-from fairlead.dictionaries.trainer import Trainer
-from fairlead.dictionaries.training import STATE_FILE, fit_dictionary
+from fairlead.dictionaries.dictionary import Dictionary
+from fairlead.dictionaries.kinds import Params
+from fairlead.dictionaries.source import Buffer, Chunk, ModelSource, iter_training_batches
+from fairlead.dictionaries.training import (
+    fit_dictionary,
+    load_finished,
+    resume_trainer,
+    save_finished,
+    state_path,
+)
 from fairlead.dictionaries.transcoder import Transcoder
 
 if TYPE_CHECKING:
@@ -43,29 +47,42 @@ class Place(NamedTuple):
     site: Site
 
 
-def harvest_joint(
-    places: Sequence[Place], encoded: Sequence[Encoded], *, batch_size: int = 64, skip_first: bool = True
-) -> list[Tensor]:
-    """Activations `[N, width]` (float32, CPU) of every place at the same tokens, in the order of the batches.
+class JointSource:
+    """The activations of texts at several places (a `Source`); the places' names are their numbers. One model runs once."""
 
-    Args:
-        places: Where; places of one model share a forward pass.
-        skip_first: Leave out position 0 of every text.
-    """
-    models: dict[int, Model] = {id(place.model): place.model for place in places}
-    parts: list[list[Tensor]] = [[] for _ in places]
-    pad = places[0].model.pad_id
-    for batch in iter_batches(list(encoded), batch_size=batch_size, pad_id=pad):
-        real = batch.attention_mask.bool()
-        if skip_first:
-            real = real & (real.long().cumsum(1) > 1)
-        for key, model in models.items():
-            own = [number for number, place in enumerate(places) if id(place.model) == key]
-            found = model.capture(batch.to(model.device), sites=[places[n].site for n in own])
-            for number in own:
-                value = found[str(places[number].site)]
-                parts[number].append(value[real.to(value.device)].float().cpu())
-    return [torch.cat(part) for part in parts]
+    def __init__(self, places: Sequence[Place], encoded: Sequence[Encoded], *, batch_size: int = 64) -> None:
+        self.places = places
+        self.names = [str(number) for number in range(len(places))]
+        self.lengths = [len(row.input_ids) for row in encoded]
+        models = {id(place.model): place.model for place in places}
+        self.sources = {
+            key: ModelSource(model, encoded, batch_size=batch_size) for key, model in models.items()
+        }
+
+    def iter_rows(self, rows: Sequence[int], sites: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """See `Source`; longest first, float32 on the CPU."""
+        streams = []
+        for key, source in self.sources.items():
+            own = [str(place.site) for place in self.places if id(place.model) == key]
+            streams.append(source.iter_rows(rows, list(dict.fromkeys(own))))
+        for found in zip(*streams, strict=True):
+            acts = {key: each for key, (_, each) in zip(self.sources, found, strict=True)}
+            values = {
+                name: acts[id(place.model)][str(place.site)].float().cpu()
+                for name, place in zip(self.names, self.places, strict=True)
+            }
+            yield found[0][0], {name: values[name] for name in sites}
+
+
+def harvest_joint(
+    places: Sequence[Place], encoded: Sequence[Encoded], *, batch_size: int = 64
+) -> list[Tensor]:
+    """Activations `[N, width]` (float32, CPU) of every place at the same tokens, longest text first, position 0 left out."""
+    source = JointSource(places, encoded, batch_size=batch_size)
+    num = sum(max(0, length - 1) for length in source.lengths)
+    buffer = Buffer(source.names, num)
+    buffer.fill(source, Chunk(0, tuple(range(len(encoded))), num))
+    return [buffer.acts[name] for name in source.names]
 
 
 def train_transcoder(
@@ -209,69 +226,29 @@ def _train(
         raise DictionaryError(
             "no text with two tokens to train a dictionary on. Next: pass data with longer texts."
         )
-    sample = _first_texts(encoded)
-    measured = harvest_joint(places, sample)
+    measured = harvest_joint(places, _first_texts(encoded))
     widths = tuple(part.shape[1] for part in measured)
     scales = [(part.shape[1] ** 0.5) / max(float(part.norm(dim=-1).mean()), 1e-12) for part in measured]
     config = config.model_copy(update={"widths": widths}).sized(min(widths))
     identity = _identity(places, encoded, config)
-    state = None
+    trainer, state = None, None
     if out is not None:
         out = Path(out)
-        if (out / CONFIG_FILE).is_file():
-            found = load_dictionary(out)
-            if isinstance(found, wanted) and found.config.get("identity") == identity:
-                return found
-            raise DictionaryError(
-                f"{out}: holds a dictionary made with other settings, model or data. Next: choose another folder or remove it."
-            )
-        state = out.with_name(out.name + ".part") / STATE_FILE
-    trainer = _resumed(state, identity, config)
+        found = load_finished(out, identity)
+        if isinstance(found, wanted):
+            return found
+        state = state_path(out)
+        trainer = resume_trainer(state, identity, config, width=sum(widths))
+    source, factor = JointSource(places, encoded), _spread(scales, widths)
     done = trainer.done if trainer is not None else 0
-    batches = _batches(places, encoded, config, _spread(scales, widths), done)
-    with torch.no_grad():
+    stream = iter_training_batches(source, source.names, config, skip_steps=done)
+    with torch.no_grad(), contextlib.closing(stream):
+        batches = (torch.cat([batch[name] for name in source.names], dim=1) * factor for batch in stream)
         trainer = fit_dictionary(batches, config, trainer=trainer, state_path=state, identity=identity)
     made = finish(_Run(trainer.export(), config, scales, identity, trainer.metrics()))
-    if out is not None and state is not None:
-        made.save(out)
-        state.unlink(missing_ok=True)
-        if state.parent.is_dir() and not any(state.parent.iterdir()):
-            state.parent.rmdir()
+    if out is not None:
+        save_finished(made, out)
     return made
-
-
-def _resumed(state: Path | None, identity: str, config: DictionaryConfig) -> Trainer | None:
-    if state is None or not state.is_file():
-        return None
-    try:
-        with safe_open(state, "pt") as file:
-            if (file.metadata() or {}).get("identity") != identity:
-                return None
-        trainer = Trainer(find_kind(config.kind), config, torch.randn(8, sum(config.widths)))
-        trainer.load_state(state)
-    except (SafetensorError, OSError, KeyError) as error:
-        raise DictionaryError(f"{state}: broken state ({error}). Next: remove it and start again.") from error
-    return trainer
-
-
-def _batches(
-    places: Sequence[Place], encoded: Sequence[Encoded], config: DictionaryConfig, factor: Tensor, skip: int
-) -> Iterator[Tensor]:
-    lengths = [max(0, len(row.input_ids) - 1) for row in encoded]
-    for chunk in plan_chunks(lengths, buffer_tokens=config.buffer_tokens, seed=config.seed):
-        num = batches_in_chunk(chunk.num_tokens, batch_tokens=config.batch_tokens, passes=config.passes)
-        if skip >= num:
-            skip -= num
-            continue
-        acts = torch.cat(harvest_joint(places, [encoded[row] for row in chunk.rows]), dim=1) * factor
-        yield from iter_chunk_batches(
-            acts,
-            batch_tokens=config.batch_tokens,
-            passes=config.passes,
-            seed=config.seed * 100_003 + chunk.index,
-            skip=skip,
-        )
-        skip = 0
 
 
 def _spread(scales: Sequence[float], widths: Sequence[int]) -> Tensor:

@@ -21,7 +21,7 @@ from typing_extensions import override
 from fairlead.dictionaries.autograd_kind import AutogradKind, Forward
 from fairlead.dictionaries.batch_topk import geometric_median
 from fairlead.dictionaries.config import DictionaryConfig
-from fairlead.dictionaries.kinds import Params, StepState, register_kind
+from fairlead.dictionaries.kinds import Params, StepState, fold_scale, register_kind
 
 
 class _Jump(torch.autograd.Function):
@@ -99,14 +99,8 @@ class JumpReLU(AutogradKind):
         return Forward(loss, error, x_ND, pre, active.any(0), int(active.sum()), 0.0)
 
     def export(self, params: Params, threshold: float, scale: float) -> Params:
-        """Fold `x = scale * h` in; every latent keeps its own threshold."""
-        return {
-            "W_enc": params["W_enc"].clone(),
-            "W_dec": params["W_dec"].clone(),
-            "b_enc": params["b_enc"] / scale,
-            "b_dec": params["b_dec"] / scale,
-            "threshold": params["log_threshold"].exp() / scale,
-        }
+        """Every latent keeps its own threshold."""
+        return fold_scale(params, params["log_threshold"].exp(), scale)
 
 
 register_kind("jumprelu", JumpReLU())

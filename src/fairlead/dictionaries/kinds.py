@@ -81,6 +81,19 @@ def register_kind(name: str, kind: Kind) -> None:
     _KINDS[name] = kind
 
 
+def fold_scale(params: Params, threshold: Tensor | float, scale: float) -> Params:
+    """Weights trained on `x = scale * h`, for `h`: activations, biases and thresholds shrink by `scale`, the matrices stay.
+
+    Args:
+        params: The matrices and `b_enc`, `b_dec`; anything else is left out.
+        threshold: One for all latents, or one each.
+        scale: What the activations were multiplied by in training.
+    """
+    found = {name: params[name].clone() for name in ("W_enc", "W_dec", "W_skip") if name in params}
+    found |= {name: params[name] / scale for name in ("b_enc", "b_dec")}
+    return found | {"threshold": torch.zeros_like(params["b_enc"]) + threshold / scale}
+
+
 def find_kind(name: str) -> Kind:
     """The kind of this name.
 

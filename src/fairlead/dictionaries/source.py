@@ -121,19 +121,8 @@ def iter_chunk_orders(
                 yield order[start : start + size]
 
 
-def iter_chunk_batches(
-    acts_ND: Tensor, *, batch_tokens: int, passes: int, seed: int, skip: int = 0
-) -> Iterator[Tensor]:
-    """The batches `[batch_tokens, D]` of `iter_chunk_orders`."""
-    orders = iter_chunk_orders(
-        acts_ND.shape[0], batch_tokens=batch_tokens, passes=passes, seed=seed, skip=skip
-    )
-    for order in orders:
-        yield acts_ND[order.to(acts_ND.device)]
-
-
 def batches_in_chunk(num_tokens: int, *, batch_tokens: int, passes: int) -> int:
-    """How many batches `iter_chunk_batches` yields."""
+    """How many batches `iter_chunk_orders` yields."""
     return passes * (num_tokens // min(batch_tokens, num_tokens))
 
 

@@ -221,9 +221,7 @@ class _Run:
         self.config = (spec.config or DictionaryConfig.make()).sized(model.d_model)
         self.site = Site.parse(spec.site) if spec.site is not None else model.default_site()
         self.out = Path(out) / spec.name if out is not None else None
-        self.state = (
-            self.out.with_name(self.out.name + ".part") / STATE_FILE if self.out is not None else None
-        )
+        self.state = state_path(self.out) if self.out is not None else None
         self.made = find_architecture(self.config.kind) or Dictionary
         if not self.made.reconstructs_itself:
             raise DictionaryError(
@@ -241,16 +239,9 @@ class _Run:
         """Load what is finished, or go on with what is not."""
         if self.out is None or self.state is None:
             return
-        if (self.out / CONFIG_FILE).is_file():
-            found = load_dictionary(self.out)
-            if found.config.get("identity") != self.identity:
-                raise DictionaryError(
-                    f"{self.out}: holds a dictionary made with other settings, model or data. "
-                    "Next: choose another folder or remove it."
-                )
-            self.found = found
-        elif resume:
-            self.trainer = _resumed(self.state, self.identity, self.config, together)
+        self.found = load_finished(self.out, self.identity)
+        if self.found is None and resume:
+            self.trainer = resume_trainer(self.state, self.identity, self.config, together=together)
 
     def finish(self, model: Model) -> None:
         """Make the dictionary, save it, and remove the state."""
@@ -274,11 +265,8 @@ class _Run:
         self.found.source = str(self.out)
 
     def _save(self) -> None:
-        assert self.found is not None and self.out is not None and self.state is not None
-        self.found.save(self.out)
-        self.state.unlink(missing_ok=True)
-        if self.state.parent.is_dir() and not any(self.state.parent.iterdir()):
-            self.state.parent.rmdir()
+        assert self.found is not None and self.out is not None
+        save_finished(self.found, self.out)
 
 
 def _train(runs: Sequence[_Run], source: Source, together: bool) -> None:
@@ -312,15 +300,52 @@ def _save(trainer: Trainer, path: Path | None, identity: str) -> None:
         trainer.save_state(path, identity)
 
 
-def _resumed(state: Path, identity: str, config: DictionaryConfig, together: bool) -> Trainer | None:
+def state_path(out: Path) -> Path:
+    """Where the state of an unfinished run stands, beside the folder that it will become."""
+    return out.with_name(out.name + ".part") / STATE_FILE
+
+
+def load_finished(out: Path, identity: str) -> Dictionary | None:
+    """The finished dictionary of a folder; None where there is none.
+
+    Raises:
+        DictionaryError: One that was made with other settings, model or data.
+    """
+    if not (out / CONFIG_FILE).is_file():
+        return None
+    found = load_dictionary(out)
+    if found.config.get("identity") != identity:
+        raise DictionaryError(
+            f"{out}: holds a dictionary made with other settings, model or data. Next: choose another folder or remove it."
+        )
+    return found
+
+
+def save_finished(found: Dictionary, out: Path) -> None:
+    """Save a dictionary and remove the state of its training."""
+    found.save(out)
+    state = state_path(out)
+    state.unlink(missing_ok=True)
+    if state.parent.is_dir() and not any(state.parent.iterdir()):
+        state.parent.rmdir()
+
+
+def resume_trainer(
+    state: Path, identity: str, config: DictionaryConfig, *, together: bool = False, width: int | None = None
+) -> Trainer | None:
+    """The trainer of an unfinished run; None where there is none, or one of another identity.
+
+    Args:
+        width: Of a training batch; None: that of the decoder rows.
+    """
     if not state.is_file():
         return None
     try:
         with safe_open(state, "pt") as file:
             if (file.metadata() or {}).get("identity") != identity:
                 return None
-            shape = file.get_slice("param.W_dec").get_shape()
-        trainer = Trainer(find_kind(config.kind), config, torch.ones(2, shape[1]), together=together)
+            width = width or file.get_slice("param.W_dec").get_shape()[1]
+        trainer = Trainer(find_kind(config.kind), config, torch.ones(2, width), together=together)
         trainer.load_state(state)
         return trainer
     except (SafetensorError, OSError, KeyError) as error:

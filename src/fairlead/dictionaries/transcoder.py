@@ -25,7 +25,7 @@ from fairlead.dictionaries.autograd_kind import AutogradKind, Forward, batch_top
 from fairlead.dictionaries.batch_topk import geometric_median
 from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.dictionary import Dictionary, flat, hook_name, register_architecture
-from fairlead.dictionaries.kinds import Params, StepState, register_kind
+from fairlead.dictionaries.kinds import Params, StepState, fold_scale, register_kind
 from fairlead.dictionaries.sparse import decode
 
 
@@ -72,11 +72,8 @@ class TranscoderKind(AutogradKind):
         )
 
     def export(self, params: Params, threshold: float, scale: float) -> Params:
-        """Fold one scale of input and output in."""
-        same = ("W_enc", "W_dec", "W_skip")
-        found = {name: params[name].clone() for name in same if name in params}
-        found |= {name: params[name] / scale for name in ("b_enc", "b_dec")}
-        return found | {"threshold": torch.full_like(params["b_enc"], threshold / scale)}
+        """One scale of input and output."""
+        return fold_scale(params, threshold, scale)
 
 
 class Transcoder(Dictionary):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fairlead.core.records import TokenLine
-from fairlead.data import Encoded
+from fairlead.data import Encoded, token_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +49,7 @@ def bag_of_tokens(
     lines.sort(key=lambda line: (-line[1] * line[3], line[0]))
     return [
         TokenLine(
-            token=str(tokenizer.decode([token])), data_share=share, model_share=own_share, log_ratio=ratio
+            token=token_text(tokenizer, token), data_share=share, model_share=own_share, log_ratio=ratio
         )
         for token, share, own_share, ratio in lines[:num_lines]
     ]

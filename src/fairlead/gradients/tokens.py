@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fairlead.core.records import Concept, TokenContext
-from fairlead.data import Encoded
+from fairlead.data import Encoded, token_text
 from fairlead.data.batches import collate
 from fairlead.dictionaries import Dictionary
 from fairlead.gradients.attribution import site_gradient, token_uptake
@@ -49,7 +49,7 @@ def token_contexts(
     for index in rows:
         row = by_index[index]
         scores = token_menu(model, dictionary, [concept], row)[0].tolist()
-        tokens = tuple(str(model.tokenizer.decode([token])) for token in row.input_ids)
+        tokens = tuple(token_text(model.tokenizer, token) for token in row.input_ids)
         contexts.append(
             TokenContext(tokens=tokens, scores=tuple(round(score, 6) for score in scores), example=index)
         )

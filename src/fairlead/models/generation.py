@@ -20,6 +20,7 @@ from torch import Tensor
 from fairlead.core.errors import ConfigError, DataError, ModelError
 from fairlead.core.progress import Meter, say
 from fairlead.models import families
+from fairlead.models.decoding import Decoding, Row
 
 if TYPE_CHECKING:
     from fairlead.models.model import Model
@@ -43,9 +44,6 @@ class Follower(Protocol):
     def select(self, keep: Tensor) -> None:
         """Only these rows go on."""
         ...
-
-
-_STATES = ("past_key_values", "cache_params", "state")  # names of what a family carries between calls
 
 
 def generate(
@@ -161,113 +159,52 @@ def generate_ids(
         against: Another model and a factor, see `generate`.
     """
     device = model.device
-    num, width = len(ids), max(map(len, ids))
-    room = min(max_new_tokens, model.max_length - width)
-    tokens = torch.full((num, width), model.pad_id, dtype=torch.long)
-    mask = torch.zeros((num, width + room), dtype=torch.long)
-    for place, row in enumerate(ids):
-        tokens[place, width - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[place, width - len(row) :] = 1
-    tokens, mask = tokens.to(device), mask.to(device)
-    positions = (mask.cumsum(-1) - 1).clamp_min(0)
     stop = torch.tensor(sorted(stops), dtype=torch.long, device=device)
-    draws = None if draws is None else draws.to(device)
-    rows = torch.arange(num, device=device)  # which prompt each row of the batch is
-    done = torch.zeros(num, dtype=torch.bool, device=device)
-    answers: list[list[int]] = [[] for _ in ids]
-    step = _Step(model)
-    other = None if against is None else _Step(against[0])
+    rows = [
+        Row(
+            row,
+            min(max_new_tokens, model.max_length - len(row)),
+            temperature,
+            draws=None if draws is None else draws[place].tolist(),
+            key=place,
+        )
+        for place, row in enumerate(ids)
+    ]
+    batch = Decoding(model, against=against)
     if follower is not None:
-        follower.begin(range(num) if places is None else places, mask[:, :width])
-    for count in range(room):
-        end = width + count
-        if follower is not None:
-            follower.step(end - tokens.shape[1], tokens.shape[1])
-        logits = step(tokens, mask[:, :end], positions[:, end - tokens.shape[1] : end])
-        if other is not None and against is not None:
-            there = against[0].device
-            seen = (
-                tokens.to(there),
-                mask[:, :end].to(there),
-                positions[:, end - tokens.shape[1] : end].to(there),
-            )
-            logits = logits + against[1] * (logits - other(*seen).to(logits))
-        chosen = _choose(logits, temperature, None if draws is None else draws[rows, count])
+        width = max(map(len, ids))
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=device)
+        follower.begin(range(len(rows)) if places is None else places, mask)
+        follower.step(0, width)
+    batch.join(rows)
+    done = torch.tensor([row.limit < 1 for row in rows], device=device)
+    while True:
+        chosen = batch.choose()
         done |= torch.isin(chosen, stop)
         ended = follower.stopped() if follower is not None else None
         if ended is not None:
             done |= ended
-        for row, token, over in zip(rows.tolist(), chosen.tolist(), done.tolist(), strict=True):
+        full = []
+        for place, (row, token, over) in enumerate(
+            zip(batch.rows, chosen.tolist(), done.tolist(), strict=True)
+        ):
             if not over:
-                answers[row].append(token)
+                row.answer.append(token)
+                if len(row.answer) >= row.limit:
+                    full.append(place)
+        done[full] = True
         num_done = int(done.sum())
         if num_done == len(done):
-            break
-        tokens = step.next_tokens(tokens, chosen)
-        if 2 * num_done >= len(done) and step.can_select and (other is None or other.can_select):
+            return [row.answer for row in rows]
+        if 2 * num_done >= len(done) and batch.can_select:
             keep = (~done).nonzero()[:, 0]
-            step.select(keep)
-            if other is not None:
-                other.select(keep)
+            batch.select(keep)
             if follower is not None:
                 follower.select(keep)
-            tokens, mask, positions, rows, done = (
-                item[keep] for item in (tokens, mask, positions, rows, done)
-            )
-    return answers
-
-
-class _Step:
-    """One forward call of generation, with what is carried to the next."""
-
-    def __init__(self, model: Model) -> None:
-        self.hf = model.hf
-        self.reads_mask = model.resolved.family.reads_mask
-        self.takes = {
-            name: families.accepts(self.hf, name)
-            for name in ("use_cache", "position_ids", "logits_to_keep", "attention_mask")
-        }
-        self.state_name = next((n for n in _STATES if families.accepts(self.hf, n)), None)
-        self.state: Any = None
-
-    def __call__(self, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Logits `[batch, vocab]` for the next token."""
-        inputs: dict[str, Any] = {"input_ids": tokens}
-        if self.takes["use_cache"]:
-            inputs["use_cache"] = self.state_name is not None
-        recurrent = self.state_name == "cache_params"
-        if self.takes["attention_mask"] and self.reads_mask and not (recurrent and self.state is not None):
-            inputs["attention_mask"] = mask
-        if self.takes["position_ids"]:
-            inputs["position_ids"] = positions
-        if self.takes["logits_to_keep"]:
-            inputs["logits_to_keep"] = 1
-        if self.state is not None and self.state_name is not None:
-            inputs[self.state_name] = self.state
-        output = self.hf(**inputs)
-        if self.state_name is not None:
-            self.state = getattr(output, self.state_name, None)
-        return output.logits[:, -1].float()
-
-    def next_tokens(self, tokens: Tensor, chosen: Tensor) -> Tensor:
-        """Input of the next call: the new token, or everything where the model carries no state."""
-        new = chosen[:, None]
-        return new if self.state is not None else torch.cat([tokens, new], dim=1)
-
-    @property
-    def can_select(self) -> bool:
-        """Whether rows can be taken out of the carried state."""
-        if self.state is None or isinstance(self.state, list):
-            return True
-        layers = getattr(self.state, "layers", None)
-        return bool(layers) and all(hasattr(layer, "batch_select_indices") for layer in layers)
-
-    def select(self, keep: Tensor) -> None:
-        """Keep some rows of the batch."""
-        if isinstance(self.state, list):
-            self.state = [item[keep] for item in self.state]
-        elif self.state is not None:
-            self.state.batch_select_indices(keep)
+            chosen, done = chosen[keep], done[keep]
+        if follower is not None:
+            follower.step(*batch.next_columns)
+        batch.read(chosen)
 
 
 def prompt_ids(
@@ -317,15 +254,6 @@ def stop_ids(model: Model) -> set[int]:
             if ids[last] in special:
                 found.add(ids[last])
     return {int(value) for value in found if value is not None}
-
-
-def _choose(logits: Tensor, temperature: float, draws: Tensor | None) -> Tensor:
-    """Next token ids `[batch]`: the largest logit, or the draw inverted through the distribution function."""
-    if temperature == 0 or draws is None:
-        return logits.argmax(-1)
-    total = (logits / temperature).softmax(-1).double().cumsum(-1)
-    wanted = draws.double()[:, None] * total[:, -1:]
-    return torch.searchsorted(total, wanted, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
 
 
 def _batches(ids: list[list[int]], batch_size: int, *, same_length: bool) -> list[list[int]]:

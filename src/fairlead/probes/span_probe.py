@@ -72,6 +72,14 @@ class SpanProbe:
         """Calibrated probability of each span, from the activations of its own tokens alone."""
         return self.calibration(self.span_logits(activations, spans))
 
+    def span_and_token_scores(
+        self, activations: Mapping[str, Tensor], spans: Sequence[TokenSpan]
+    ) -> tuple[Float[Tensor, " span"], Float[Tensor, "batch seq"]]:
+        """`span_scores` and `token_scores`, from one reading (confidence costs as much as the model's head)."""
+        features = self.reading.features(activations)
+        found = self.head.span_logits(*gather_spans(features, spans)) if spans else features.new_zeros(0)
+        return self.calibration(found), self.calibration(self.head.token_logits(features))
+
     def span_logits(
         self, activations: Mapping[str, Tensor], spans: Sequence[TokenSpan]
     ) -> Float[Tensor, " span"]:

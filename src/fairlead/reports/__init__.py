@@ -2,6 +2,7 @@
 
 from fairlead.reports.catalogue_page import write_catalogue_page, write_inspection
 from fairlead.reports.findings import Finding, find_shortfalls
+from fairlead.reports.guard_page import render_guarded, render_served, write_guarded, write_served
 from fairlead.reports.numbers import Goals, summarize
 from fairlead.reports.page import render_report, write_report
 from fairlead.reports.quality import density_svg, render_quality, write_quality
@@ -20,8 +21,10 @@ __all__ = [
     "find_shortfalls",
     "lines_svg",
     "menu_svg",
+    "render_guarded",
     "render_quality",
     "render_report",
+    "render_served",
     "report_run",
     "reward_pictures",
     "save_svg",
@@ -30,9 +33,11 @@ __all__ = [
     "summarize",
     "write_catalogue_page",
     "write_diff",
+    "write_guarded",
     "write_inspection",
     "write_quality",
     "write_report",
     "write_rewards",
+    "write_served",
     "write_steering",
 ]

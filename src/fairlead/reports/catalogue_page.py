@@ -1,7 +1,6 @@
 """A catalogue of concepts, or one inspected text, as a self-contained page.
 
-Same looks and guards as the report (`page.py`): everything escaped, a content security policy that allows only the page's own script, no
-connection at all. The list is filtered and ordered in the page itself.
+The list is filtered and ordered in the page itself.
 """
 
 from __future__ import annotations
@@ -9,14 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from fairlead.concepts import Catalogue, Entry, Example, Inspection
 from fairlead.core.records import TokenContext
-from fairlead.core.run import atomic_path, versions
-from fairlead.reports import palette
 from fairlead.reports.answers import Token
-from fairlead.reports.page import asset, csp_hash, environment
+from fairlead.reports.html import asset, write_page
 
 KINDS = (
     ("top", "Where it acts most"),
@@ -43,7 +38,6 @@ def write_catalogue_page(path: str | Path, catalogue: Catalogue, *, limit: int =
     bad_below = placebo.get("value_90")
     entries = catalogue.entries[:limit]
     examples = catalogue.examples_of([entry.concept.id for entry in entries])
-    script = asset("catalogue.js")
     context: dict[str, Any] = {
         "title": f"What {Path(catalogue.model_name).name} knows at {catalogue.site}",
         "verdict": _verdict(catalogue, bad_below),
@@ -59,10 +53,8 @@ def write_catalogue_page(path: str | Path, catalogue: Catalogue, *, limit: int =
             ("labels", "words" if meta["labels"] == "words" else f"by {meta['labels']}"),
             ("shown", f"{len(entries):,} of {len(catalogue):,} concepts"),
         ],
-        "scripts": [Markup(script)],
-        "hashes": [csp_hash(script)],
     }
-    return _write(path, "catalogue.html", context)
+    return write_page(path, "catalogue.html", context, scripts=[asset("catalogue.js")])
 
 
 def write_inspection(path: str | Path, catalogue: Catalogue, seen: Inspection, *, num: int = 12) -> Path:
@@ -82,20 +74,7 @@ def write_inspection(path: str | Path, catalogue: Catalogue, seen: Inspection, *
         for one in seen.concepts[:num]
     ]
     text = " ".join("".join(seen.tokens).split())
-    return _write(path, "inspection.html", {"title": text[:120], "concepts": concepts})
-
-
-def _write(path: str | Path, template: str, context: dict[str, Any]) -> Path:
-    context |= {
-        "versions": versions(),
-        "palette": palette,
-        "css": Markup(asset("report.css") + asset("catalogue.css")),
-    }
-    page = environment().get_template(template).render(context)
-    path = Path(path)
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, "utf-8")
-    return path
+    return write_page(path, "inspection.html", {"title": text[:120], "concepts": concepts})
 
 
 def _row(catalogue: Catalogue, entry: Entry, shown: list[Example], bad_below: float | None) -> dict[str, Any]:

@@ -1,36 +1,27 @@
-"""The report as one self-contained HTML page: no network, no fonts, no files beside it.
-
-plotly.js comes from the installed plotly package and stands in the page once. A content security policy allows exactly
-the two scripts of the page (by their hashes) and no connection at all, so that text from data sets and models could not
-run or load anything even where an escape were missed. Colours follow the reader's light or dark preference.
-"""
+"""The report as one self-contained HTML page (`html.py`); plotly.js comes from the installed plotly package and stands in it once."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fairlead.core.errors import ConfigError
 from fairlead.core.records import Menu, Plan
 from fairlead.core.results import Comparison, StepRecord, Verification
-from fairlead.core.run import atomic_path, versions
 from fairlead.reports import palette, plots, text
-from fairlead.reports.answers import align_answers, highlight
+from fairlead.reports.answers import align_answers
 from fairlead.reports.curves import CURVES, curve_figure, curves
 from fairlead.reports.findings import find_shortfalls, is_stable, make_tiles, make_verdict
 from fairlead.reports.glossary import GLOSSARY
-from fairlead.reports.numbers import Goals, Summary, measure_label, names_of, parts_of, summarize
+from fairlead.reports.html import asset, render_page, write_text
+from fairlead.reports.numbers import Goals, Summary, names_of, summarize
 from fairlead.reports.pressure import pressure_series
 from fairlead.reports.runs import RunInfo
 
-MARKS = ("\u25cf", "\u25a0", "\u25c6", "\u25b2", "\u271a", "\u2605", "\u25bc", "\u2b1f")
 _TITLES = {
     "shortfalls": "What failed or fell short",
     "menu": "The menu: what the data would teach",
@@ -86,9 +77,7 @@ def write_report(
         runs=runs,
         goals=goals,
     )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, "utf-8")
-    return path
+    return write_text(path, page)
 
 
 def render_report(
@@ -124,13 +113,11 @@ def render_report(
         "goals": goals,
         "command": command or (comparison.command if comparison else ""),
         "runs": runs,
-        "versions": versions(),
         "verdict": make_verdict(summary, menu, plan, goals),
         "tiles": make_tiles(summary, menu, plan, goals),
         "shortfalls": find_shortfalls(summary=summary, menu=menu, plan=plan, goals=goals),
         "glossary": sorted(GLOSSARY, key=lambda item: item.word.lower()),
         "titles": _TITLES,
-        "palette": palette,
         "palette_json": Markup(text.script_json(palette.DARK)),
     }
     menu_view, menu_figures = _menu_view(menu, plan, goals)
@@ -147,39 +134,7 @@ def render_report(
 
         plotly_js = get_plotlyjs().replace("\r\n", "\n")
         scripts.insert(0, re.sub("</(?=script)", r"<\\/", plotly_js, flags=re.IGNORECASE))
-    context["scripts"] = [Markup(script) for script in scripts]
-    context["hashes"] = [csp_hash(script) for script in scripts]
-    context["css"] = Markup(asset("report.css"))
-    return environment().get_template("report.html").render(context)
-
-
-def environment() -> Environment:
-    """The templates with everything escaped, strings cleaned of control characters, and the number formats."""
-    env = Environment(
-        loader=PackageLoader("fairlead.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=text.clean,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    env.filters |= {
-        "percent": text.percent,
-        "num": text.number,
-        "fixed": text.fixed,
-        "shorten": text.shorten,
-        "listing": text.listing,
-        "measure_label": measure_label,
-        "visible_token": plots.visible_token,
-    }
-    env.globals |= {
-        "highlight": highlight,
-        "marks": MARKS,
-        "parts_of": parts_of,
-        "is_number": text.is_number,
-        "words": {t.key: t.meaning for t in GLOSSARY},
-    }
-    return env
+    return render_page("report.html", context, scripts=scripts)
 
 
 def _menu_view(menu: Menu | None, plan: Plan | None, goals: Goals) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -284,13 +239,3 @@ def _default_title(
     if menu is not None:
         return f"What {Path(menu.data).name} would teach"
     return f"Verification of {Path(verification.model).name}" if verification else "Fairlead report"
-
-
-def asset(name: str) -> str:
-    """Text of a file that stands beside the templates."""
-    return (Path(__file__).parent / "templates" / name).read_text("utf-8")
-
-
-def csp_hash(script: str) -> str:
-    """What a content security policy calls a script that it allows."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from fairlead.core.run import atomic_path
 from fairlead.dictionaries.quality import DictionaryQuality, Histogram
 from fairlead.reports import palette
-from fairlead.reports.page import asset, environment
+from fairlead.reports.html import environment, render_page, write_text
 from fairlead.reports.svg import Box, even_ticks
 from fairlead.reports.text import percent
 
@@ -37,7 +36,7 @@ def density_svg(density: Histogram) -> str:
         for i, (count, label) in enumerate(zip(counts, labels, strict=True))
     ]
     whole = [(i, edge) for i, edge in enumerate(density.edges) if abs(edge - round(edge)) < 1e-9]
-    columns = [(round(box.left + wide / 2, 1), "never")]
+    columns = [(round(box.left, 1), "never")]  # under the left edge: the next label stands one bar on
     columns += [
         (round(box.left + (i + 1) * wide, 1), f"1e{round(edge)}" if edge < 0 else "1") for i, edge in whole
     ]
@@ -96,22 +95,17 @@ def render_quality(quality: DictionaryQuality, *, title: str = "", command: str 
         if s
         else []
     )
-    return (
-        environment()
-        .get_template("quality.html")
-        .render(
-            title=title or f"Dictionary at {place}",
-            verdict=_verdict(quality),
-            quality=quality,
-            fvus=_rows(fvus),
-            measures=_rows(measures),
-            stability=_rows(stability),
-            density=Markup(density_svg(quality.density)),
-            css=Markup(asset("report.css")),
-            palette=palette,
-            command=command,
-        )
-    )
+    context = {
+        "title": title or f"Dictionary at {place}",
+        "verdict": _verdict(quality),
+        "quality": quality,
+        "fvus": _rows(fvus),
+        "measures": _rows(measures),
+        "stability": _rows(stability),
+        "density": Markup(density_svg(quality.density)),
+        "command": command,
+    }
+    return render_page("quality.html", context)
 
 
 def write_quality(
@@ -122,10 +116,7 @@ def write_quality(
     Raises:
         RunError: The file cannot be written.
     """
-    path = Path(path)
-    with atomic_path(path) as temporary:
-        temporary.write_text(render_quality(quality, title=title, command=command), "utf-8")
-    return path
+    return write_text(path, render_quality(quality, title=title, command=command))
 
 
 def _rows(rows: list) -> list[dict]:

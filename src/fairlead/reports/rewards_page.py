@@ -7,9 +7,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from fairlead.core.run import atomic_path, versions
 from fairlead.reports import palette
-from fairlead.reports.page import asset, environment
+from fairlead.reports.html import environment, write_page
 from fairlead.reports.svg import Box, even_ticks, mark_path
 from fairlead.training.rewards import Look, RewardRun
 
@@ -171,15 +170,8 @@ def write_rewards(path: str | Path, run: RewardRun) -> Path:
         ],
         "samples": list(zip(first.examples, last.examples, strict=False)),
         "settings": sorted(run.config.model_dump(mode="json").items()),
-        "versions": versions(),
-        "palette": palette,
-        "css": Markup(asset("report.css")),
     }
-    page = environment().get_template("rewards.html").render(context)
-    path = Path(path)
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, "utf-8")
-    return path
+    return write_page(path, "rewards.html", context)
 
 
 def _verdict(first: Look, last: Look, steps: int) -> str:

@@ -8,9 +8,8 @@ from typing import Any
 from markupsafe import Markup
 
 from fairlead.concepts import EditSet, SteeringReport
-from fairlead.core.run import atomic_path, versions
 from fairlead.reports import palette
-from fairlead.reports.page import asset, environment
+from fairlead.reports.html import environment, write_page
 from fairlead.reports.svg import Box, even_ticks
 from fairlead.studies.concept_diff import ConceptDiff
 
@@ -62,7 +61,7 @@ def write_steering(path: str | Path, report: SteeringReport, edits: EditSet) -> 
         "edits": [edit.told() + (f" ({edit.label})" if edit.concept else "") for edit in edits.edits],
         "picture": Markup(steering_svg(report)),
     }
-    return _write(path, "steering.html", context)
+    return write_page(path, "steering.html", context)
 
 
 def write_diff(path: str | Path, diff: ConceptDiff) -> Path:
@@ -90,12 +89,17 @@ def write_diff(path: str | Path, diff: ConceptDiff) -> Path:
         )
         part["bars"] = [_bar(line.change, line.low, line.high, top) for line in part["changes"]]
     context = {
-        "title": f"{diff.before} and {diff.after}",
+        "title": f"{_short(diff.before)} and {_short(diff.after)}",
         "diff": diff,
         "parts": parts,
         "level": _SIGNIFICANT,
     }
-    return _write(path, "diff.html", context)
+    return write_page(path, "diff.html", context)
+
+
+def _short(model: str) -> str:
+    """A model's name, or the end of its folder's path."""
+    return "/".join(Path(model).parts[-3:]) if Path(model).is_absolute() else model
 
 
 def _bar(change: float, low: float, high: float, top: float) -> dict[str, float | str]:
@@ -114,16 +118,3 @@ def _bar(change: float, low: float, high: float, top: float) -> dict[str, float 
         "high": ends[1],
         "style": 0 if change > 0 else 1,
     }
-
-
-def _write(path: str | Path, template: str, context: dict[str, Any]) -> Path:
-    context |= {
-        "versions": versions(),
-        "palette": palette,
-        "css": Markup(asset("report.css") + asset("catalogue.css")),
-    }
-    page = environment().get_template(template).render(context)
-    path = Path(path)
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, "utf-8")
-    return path

@@ -18,8 +18,8 @@ from fairlead.core.run import atomic_path
 from fairlead.reports import palette
 from fairlead.reports.curves import CURVES, curves
 from fairlead.reports.findings import is_stable
+from fairlead.reports.html import environment
 from fairlead.reports.numbers import Cell, Goals, summarize
-from fairlead.reports.page import environment
 from fairlead.reports.plots import goal_floor
 from fairlead.reports.text import number, percent, shorten
 

@@ -1,7 +1,8 @@
 """What changed between a model and one trained from it, by concepts: what `concepts diff` runs.
 
 Steps: 1. both models read the same texts; 2. both answer the texts' prompts; 3. the second answers with the difference of the logits
-amplified; each is held against the first by the catalogue's concepts, and all goes to `diff.json`.
+amplified; each is held against the first by the catalogue's concepts; 4. where a crosscoder over both is given, what only one of them
+has; all goes to `diff.json`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fairlead.concepts import Catalogue, Change, diff_answers, diff_texts
+from fairlead.concepts import Catalogue, Change, ExclusiveLatent, diff_answers, diff_texts, exclusive_latents
 from fairlead.core.config import Record
+from fairlead.core.errors import ConfigError
 from fairlead.core.run import Run
 from fairlead.data import ChatData, encode, load_data
+from fairlead.dictionaries import Crosscoder, load_dictionary
 from fairlead.models import Model, load_model
 from fairlead.studies.steering import prompts_of
 
@@ -61,6 +64,8 @@ class ConceptDiff(Record):
     prompts: tuple[str, ...]
     own: tuple[str, ...]  # the first model's answers
     answers: tuple[AnswerSet, ...]
+    crosscoder: str | None = None
+    exclusive: tuple[ExclusiveLatent, ...] = ()
 
 
 def diff_concepts(
@@ -70,6 +75,7 @@ def diff_concepts(
     data: ChatData | str | Path,
     *,
     out: str | Path,
+    crosscoder: Crosscoder | str | Path | None = None,
     alphas: Sequence[float] = (1.0, 3.0, 10.0),
     num_texts: int = 200,
     num_prompts: int = 32,
@@ -86,6 +92,7 @@ def diff_concepts(
         catalogue: Concepts of the first.
         data: Texts for both; the prompts of chats are answered by both.
         out: Run folder for `diff.json`.
+        crosscoder: Over one site of both models, in this order (`dict train BEFORE DATA --kind crosscoder --against AFTER`).
         alphas: Amplifications.
         num_texts: Texts used.
         num_prompts: Prompts answered.
@@ -96,6 +103,8 @@ def diff_concepts(
 
     Raises:
         CatalogueError: Of another model.
+        DictionaryError: A crosscoder of other models.
+        ConfigError: Not a crosscoder.
         ModelError: Models that cannot be compared.
         RunError: The run folder exists or is locked.
     """
@@ -105,6 +114,7 @@ def diff_concepts(
     data = load_data(data) if isinstance(data, str | Path) else data
     dictionary, concepts = catalogue.load_dictionary(), catalogue.concepts
     prompts = prompts_of(data, num_prompts)
+    both = _crosscoder(crosscoder, before, after)
     config = {
         "alphas": list(alphas),
         "num_texts": num_texts,
@@ -116,7 +126,7 @@ def diff_concepts(
         "after": after.fingerprint,
         "dictionary": dictionary.sha256,
         "data": data.sha256,
-    }
+    } | ({"crosscoder": both.sha256} if both is not None else {})
     with Run.start(
         out, study="concept diff", config=config, inputs=inputs, seed=seed, overwrite=overwrite
     ) as run:
@@ -148,9 +158,23 @@ def diff_concepts(
                 AnswerSet(alpha=one.alpha, answers=tuple(one.answers), changes=_lines(one.changes))
                 for one in answers
             ),
+            crosscoder=both.source if both is not None else None,
+            exclusive=tuple(exclusive_latents(both, before, after, texts)) if both is not None else (),
         )
         run.write_json(DIFF_FILE, found)
         run.finish({"texts": sum(line.q < 0.05 for line in found.texts)})
+    return found
+
+
+def _crosscoder(given: Crosscoder | str | Path | None, before: Model, after: Model) -> Crosscoder | None:
+    found = load_dictionary(given) if isinstance(given, str | Path) else given
+    if found is None:
+        return None
+    if not isinstance(found, Crosscoder):
+        raise ConfigError(
+            f"{given}: a {found.architecture} reads one model. Next: train one with --kind crosscoder --against AFTER."
+        )
+    found.check_models([before, after])
     return found
 
 

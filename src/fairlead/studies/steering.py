@@ -14,7 +14,7 @@ from typing import Any, Literal
 from fairlead.concepts import AutoSteered, Catalogue, autosteer
 from fairlead.core.errors import ConfigError, DataError
 from fairlead.core.run import Run
-from fairlead.data import ChatData, Message, load_data
+from fairlead.data import ChatData, Message, Row, load_data
 from fairlead.models import Model, load_model
 
 EDITS_FILE = "edits.json"
@@ -27,12 +27,32 @@ def prompts_of(data: ChatData | str | Path, num: int) -> list[list[Message]]:
     Raises:
         DataError: There is none.
     """
+    return [prompt for prompt, _ in _answered(data, num)]
+
+
+def examples_of(data: ChatData | str | Path, num: int) -> list[str]:
+    """The answers to the prompts that `prompts_of` gives.
+
+    Raises:
+        DataError: A record has none.
+    """
+    found = _answered(data, num)
+    for prompt, row in found:
+        if row.messages is None or not row.response.strip():
+            raise DataError(
+                f"line {row.line}: '{prompt[-1].content[:60]}' has no answer, but the answers are the examples. Next: add it, "
+                "or leave the examples out."
+            )
+    return [row.response for _, row in found]
+
+
+def _answered(data: ChatData | str | Path, num: int) -> list[tuple[list[Message], Row]]:
     rows = (load_data(data) if isinstance(data, str | Path) else data).rows
     found = [
-        list(row.prompt_messages) if row.messages is not None else [Message("user", row.text or "")]
+        (list(row.prompt_messages) if row.messages is not None else [Message("user", row.text or "")], row)
         for row in rows
     ]
-    found = [prompt for prompt in found if prompt and prompt[-1].content.strip()][:num]
+    found = [(prompt, row) for prompt, row in found if prompt and prompt[-1].content.strip()][:num]
     if not found:
         raise DataError(
             "no record has a prompt. Next: pass chats, prompts with completions, or one question a line."
@@ -50,6 +70,7 @@ def find_edits(
     direction: Literal["on", "off"] = "on",
     requests: Sequence[str] = (),
     check: str | None = None,
+    examples: bool = False,
     search: int = 2,
     num_prompts: int = 64,
     overwrite: bool = False,
@@ -66,6 +87,7 @@ def find_edits(
         direction: Turn it on, or off where it is requested.
         requests: Other wordings of the request.
         check: Regular expression that recognises the behaviour in an answer; a probe where None.
+        examples: The answers in the data show the behaviour: contrast with them, not with the model's own on request.
         search: Concepts that the description finds in the catalogue and that are tried by themselves.
         num_prompts: Prompts used.
         overwrite: Replace a finished run.
@@ -73,15 +95,18 @@ def find_edits(
 
     Raises:
         CatalogueError: Of another model.
+        DataError: A record without an answer, where the answers are the examples.
         ConfigError: A broken regular expression, or a setting out of range.
         RunError: The run folder exists or is locked.
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     catalogue = Catalogue.open(catalogue, model=model) if isinstance(catalogue, str | Path) else catalogue
     pattern = _pattern(check)
+    data = load_data(data) if isinstance(data, str | Path) else data
     prompts = prompts_of(data, num_prompts)
+    shown = examples_of(data, num_prompts) if examples else None
     config = {"description": description, "direction": direction, "requests": list(requests), "check": check}
-    config |= {"search": search, "num_prompts": num_prompts, **settings}
+    config |= {"search": search, "num_prompts": num_prompts, "examples": examples, **settings}
     inputs = {"model": model.fingerprint, "dictionary": catalogue.dictionary_sha256}
     with Run.start(out, study="autosteer", config=config, inputs=inputs, overwrite=overwrite) as run:
         found = autosteer(
@@ -91,6 +116,7 @@ def find_edits(
             prompts,
             direction=direction,
             requests=requests,
+            examples=shown,
             check=None if pattern is None else lambda _, answer: bool(pattern.search(answer)),
             candidates=[hit.concept for hit in catalogue.search(description, num=search, model=model)]
             if search

@@ -10,8 +10,10 @@ from fairlead.concepts import Condition, Edit, EditSet, autosteer, parse_conditi
 from fairlead.concepts.autosteer import choose_trial, edits_of
 from fairlead.concepts.decisions import Matched, find_parts, read_matched, request_gate
 from fairlead.concepts.steering_report import Trial
-from fairlead.core.errors import ConfigError
+from fairlead.core.errors import ConfigError, DataError
 from fairlead.core.records import Concept
+from fairlead.data import ChatData, Message, Row
+from fairlead.studies.steering import examples_of
 
 START, DECISION, GATE, REQUEST = 3, 5, 11, 17
 NUM_TEXTS, NUM_LATER, WIDTH = 20, 200, 30
@@ -154,6 +156,35 @@ def test_a_model_that_follows_no_instructions_is_refused(model):
         autosteer(model, make_dictionary(model), "Talk like a pirate.", ["w3"] * 16)
     with pytest.raises(ConfigError, match="too few"):
         autosteer(model, make_dictionary(model), "Talk like a pirate.", ["w3"] * 4)
+
+
+def test_given_examples_are_what_the_contrast_reads(tmp_path):
+    """The same answers given as examples make the same contrast; others make another; a wrong number is refused."""
+    from fairlead.concepts.steering_bench import SteeringBench
+    from fairlead.models import load_model
+
+    pocket = load_model("organism:pocket")
+    dictionary = make_dictionary(pocket)
+    prompts = [f"What is {n} plus {n + 1}?" for n in range(16)]
+
+    def bench(examples=None):
+        return SteeringBench(
+            pocket, dictionary, prompts, ("Talk like a pirate.",), None, "on", 12, 16, examples
+        )
+
+    own = bench()
+    same, other = bench(own.asked), bench(["THE SUM IS 4!"] * 16)
+    torch.testing.assert_close(same.contrast().asked_later, own.contrast().asked_later)
+    assert other.shown != own.shown and other.asked == own.asked, "what is requested stays the ceiling"
+    assert other.contrast().asked_later.shape != own.contrast().asked_later.shape
+    with pytest.raises(ConfigError, match="15 examples for 16 prompts"):
+        bench(["a"] * 15)
+
+
+def test_an_example_without_an_answer_is_named():
+    data = ChatData([Row(messages=(Message("user", "Hello?"), Message("assistant", " ")), line=4)])
+    with pytest.raises(DataError, match=r"line 4.*no answer"):
+        examples_of(data, 8)
 
 
 @pytest.mark.slow

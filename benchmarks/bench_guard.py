@@ -1,0 +1,138 @@
+"""Cost of a guard: guarded generation against plain `Model.generate`, per token, side by side.
+
+    python benchmarks/bench_guard.py [--probe FOLDER] [--repeats 20] [--threads 1] [--json]
+
+Both answer the same questions of the pocket world with the same model, in turn, in an order that alternates; each ratio is of one pair,
+seconds per token of answer. Under `observe` and under `correct` at a threshold that nothing reaches the texts are the plain ones (which is
+checked), so this is the price of reading every token and scoring every claim; under `correct` at a threshold that flags every fifth claim
+tokens are put in and answers go on, so it is counted per token of its own answers. Placebo: plain against plain. DESIGN.md section 9 wants
+at most 1.05. Without --probe the readout is a random direction at one site; with it, that probe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+
+from fairlead.core.nouns import Direction, LinearReadout
+from fairlead.core.progress import quiet
+from fairlead.guard import Guard, Policy
+from fairlead.guard.folder import load_readout
+from fairlead.models import Model, load_model
+from fairlead.organisms import World
+
+BATCHES = (1, 16, 64)
+Run = Callable[[], int]
+
+
+def make_guard(model: Model, probe: str | None) -> Guard:
+    """A guard with the probe of a folder, or with a random direction."""
+    if probe is not None:
+        return Guard(model, load_readout(probe, model))
+    vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0)) / 8
+    return Guard(model, LinearReadout(Direction(model.default_site(), vector)))
+
+
+def ratios(first: Run, second: Run, repeats: int) -> np.ndarray:
+    """Seconds per token of `first` over those of `second`, per pair of runs in alternating order, `[repeats]`."""
+
+    def per_token(run: Run) -> float:
+        start = clock()
+        tokens = run()
+        return (clock() - start) / tokens
+
+    # processor time where the work is done on the processor: what else the machine does then counts little
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    first(), second()
+    found = []
+    for repeat in range(repeats):
+        if repeat % 2:
+            one, two = per_token(first), per_token(second)
+        else:
+            two, one = per_token(second), per_token(first)
+        found.append(one / two)
+    return np.array(found)
+
+
+def summary(values: np.ndarray) -> dict[str, float]:
+    """Median and quartiles of ratios."""
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return {"median": round(float(middle), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+
+
+def bench(model: Model, guard: Guard, repeats: int) -> list[dict]:
+    """One row per batch size and policy."""
+    world, rows = World(), []
+    for batch in BATCHES:
+        num = max(batch, 8)
+        items = world.items("fact", num, seed=batch, split="any", phrasing="any")
+        questions = [item.question for item in items]
+        observed = guard.answer(questions, batch_size=batch)
+        assert [answer.text for answer in observed] == model.generate(questions, batch_size=batch)
+        tokens = sum(len(answer.tokens) for answer in observed)
+        scores = sorted(claim.score or 0.0 for answer in observed for claim in answer.claims)
+        fifth = scores[len(scores) * 4 // 5]
+
+        def plain(questions: Sequence[str] = questions, batch: int = batch, tokens: int = tokens) -> int:
+            model.generate(questions, batch_size=batch)
+            return tokens
+
+        def guarded(policy: Policy, questions: Sequence[str] = questions, batch: int = batch) -> int:
+            return sum(len(a.tokens) for a in guard.answer(questions, policy=policy, batch_size=batch))
+
+        policies = {
+            "observe": Policy(),
+            "correct, nothing flagged": Policy(kind="correct", threshold=1.0),
+            "correct, a fifth flagged": Policy(kind="correct", threshold=fifth),
+        }
+        for name, policy in policies.items():
+            found = ratios(lambda policy=policy, guarded=guarded: guarded(policy), plain, repeats)
+            rows.append(
+                {"batch": batch, "policy": name, "answers": num, "tokens": tokens, "ratio": summary(found)}
+            )
+        rows.append(
+            {
+                "batch": batch,
+                "policy": "placebo: plain",
+                "answers": num,
+                "tokens": tokens,
+                "ratio": summary(ratios(plain, plain, repeats)),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--probe", help="folder of a probe of the pocket model")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model = load_model("organism:pocket")
+    with quiet():
+        rows = bench(model, make_guard(model, options.probe), options.repeats)
+    if options.json:
+        print(json.dumps({"guarded_over_plain_per_token": rows, "target": 1.05}))
+        return
+    print("guarded generation / plain generate, seconds per token (target: at most 1.05)")
+    for row in rows:
+        ratio = row["ratio"]
+        print(
+            f"  batch {row['batch']:3}  {row['policy']:26} {ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+            f"   {row['answers']} answers, {row['tokens']} tokens"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""A guard on disk: a probe and the calibration of its threshold, in one folder (`guard.json` and `probe/`)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from fairlead import probes
+from fairlead.core.config import describe_validation
+from fairlead.core.errors import ConfigError, ModelError
+from fairlead.core.nouns import Readout, SpanReadout
+from fairlead.core.run import read_json, write_json
+from fairlead.guard.calibration import Calibration
+from fairlead.guard.guard import Guard
+
+if TYPE_CHECKING:
+    from fairlead.models import Model
+
+GUARD_FILE = "guard.json"
+PROBE_FOLDER = "probe"
+FORMAT, VERSION = "fairlead.guard", 1
+
+
+def load_readout(folder: str | Path, model: Model) -> SpanReadout | Readout:
+    """The probe in a folder, whichever kind it is; it must belong to the model.
+
+    Raises:
+        ConfigError: No probe there, or a broken one.
+        ModelError: It was made for another model.
+    """
+    folder = Path(folder)
+    if not (folder / "probe.json").is_file():
+        raise ConfigError(
+            f"{folder}: holds no probe (no probe.json). Next: pass the folder of a probe or of a guard."
+        )
+    about = read_json(folder / "probe.json")
+    kind = about.get("format") if isinstance(about, dict) else None
+    if kind == "fairlead.probe":
+        probe = probes.load_probe(folder)
+        if probe.model_fingerprint and probe.model_fingerprint != model.fingerprint:
+            raise ModelError(
+                f"{folder}: the probe was fitted on another model than {model.name}. Next: fit one for it."
+            )
+        return probe
+    load_span_probe: Any = getattr(probes, "load_span_probe", None)
+    if kind != "fairlead.span_probe" or load_span_probe is None:
+        raise ConfigError(
+            f"{folder}: not a probe of a kind that is known here ({kind}). Next: update fairlead."
+        )
+    return load_span_probe(folder, model=model)
+
+
+def save_guard(folder: str | Path, probe: str | Path, calibration: Calibration, model: Model) -> Path:
+    """Write `guard.json` and a copy of the probe into a folder that exists."""
+    folder = Path(folder)
+    shutil.copytree(probe, folder / PROBE_FOLDER, dirs_exist_ok=True)
+    write_json(
+        folder / GUARD_FILE,
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "model_fingerprint": model.fingerprint,
+            "segments": "sentences",
+            "calibration": calibration.model_dump(mode="json"),
+        },
+    )
+    return folder
+
+
+def load_guard(folder: str | Path, model: Model, *, threshold: float | None = None) -> Guard:
+    """A guard of a folder that `save_guard` wrote, or of a probe's folder (without a calibration).
+
+    Args:
+        folder: Of the guard or the probe.
+        model: The model to guard.
+        threshold: In the place of the calibrated one.
+
+    Raises:
+        ConfigError: Neither is there, or it is broken.
+        ModelError: Made for another model.
+    """
+    folder = Path(folder)
+    if not (folder / GUARD_FILE).is_file():
+        return Guard(model, load_readout(folder, model), threshold=threshold)
+    about = read_json(folder / GUARD_FILE)
+    if not isinstance(about, dict) or about.get("format") != FORMAT or about.get("version") != VERSION:
+        raise ConfigError(f"{folder}: not a guard of a version that is known here. Next: update fairlead.")
+    try:
+        calibration = Calibration(**about["calibration"])
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{folder}: broken guard ({error}). Next: calibrate it again.") from error
+    except ValidationError as error:
+        raise ConfigError(f"{folder}: {describe_validation(error, 'calibration')}") from error
+    return Guard(
+        model, load_readout(folder / PROBE_FOLDER, model), threshold=threshold, calibration=calibration
+    )

@@ -1,0 +1,40 @@
+"""What a guard does with an answer: one policy per request."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fairlead.core.config import Config
+
+Kind = Literal["observe", "flag", "retract", "correct", "best_of_n", "abort"]
+KINDS: tuple[Kind, ...] = ("observe", "flag", "retract", "correct", "best_of_n", "abort")
+TEXTS = {"retract": "I do not know.", "correct": "Wait, let me check."}
+
+
+class Policy(Config):
+    """What to do when a claim's score reaches the threshold.
+
+    Attributes:
+        kind: `observe` reads only; `flag` marks the claim; `retract` puts a retraction behind it; `correct` puts an opening for a
+            correction behind it and lets the model go on; `best_of_n` draws several answers and keeps the one whose worst claim
+            scores lowest; `abort` ends the answer behind it.
+        threshold: Probability of being unsupported from which a claim counts as flagged; the guard's own where None.
+        text: What is put in; "I do not know." or "Wait, let me check." by default.
+        then: Whether a retraction ends the answer.
+        max_interventions: Most interventions in one answer; further flagged claims are only marked.
+        n: Answers that `best_of_n` draws.
+    """
+
+    kind: Kind = "observe"
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    text: str | None = Field(default=None, min_length=1, max_length=200)
+    then: Literal["end", "go_on"] = "end"
+    max_interventions: int = Field(default=1, ge=0, le=16)
+    n: int = Field(default=4, ge=2, le=64)
+
+    @property
+    def injection(self) -> str:
+        """The text that this policy puts into an answer; "" for none."""
+        return (self.text or TEXTS[self.kind]) if self.kind in TEXTS else ""
