@@ -46,14 +46,14 @@ from fairlead.training.rewards.table import has_abstained
 
 INJECT = " Wait, let me check."
 SKILLS = ("addition", "weekday", "month", "comparison", "open_book", "smalltalk")
-TABLE = {"mix_target": None, "retract_lambda": 0.5, "correct_from": 0.6, "abstained": -0.3}
+TABLE = {"mix_target": None, "retract_lambda": 0.5, "correct_from": 0.6, "abstained": -0.3, "retracted": 1.3}
 COMMON: dict[str, Any] = {
     "groups": 8,
     "group_size": 6,
     "lr": 3e-4,
     "kl": 0.05,
-    "monitor_prompts": 96,
-    "monitor_every": 30,
+    "monitor_prompts": 64,
+    "monitor_every": 50,
     "checkpoint_every": 20,
     "stop": {"max_kl": None, "max_gap": None, "max_neutral_loss": None},
 }
@@ -205,15 +205,15 @@ def measure(
             reply = {"role": "assistant", "content": befores[k] + said[k]}
             turns.append(question._replace(messages=(*first, reply, *question.messages)))
         found["in_context"] = count(judge.read(turns, student.generate([q.messages for q in turns])))
-    if best_of:
+    if best_of:  # half a minute a model: fewer questions
         found["best_of"] = best_of_n(judge, student, questions, best_of)
-        found["policy_of_these"] = count(rows[:60])
+        found["policy_of_these"] = count(rows[:40])
     return found
 
 
 def best_of_n(judge: Judge, student: Model, questions: Sequence[Question], num: int) -> tuple[int, int]:
     """Of `num` sampled answers the one with the most believed claims; an abstention stands at one half."""
-    questions = questions[:60]
+    questions = questions[:40]
     many = [q for q in questions for _ in range(num)]
     answers = student.generate([q.messages for q in many], temperature=1.0, seed=11, batch_size=256)
     rows = judge.read(many, answers)
@@ -391,7 +391,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--num", type=int, default=120)
     parser.add_argument("--best-of", type=int, default=32)
     parser.add_argument("--arms", nargs="*", default=list(ARMS))

@@ -112,12 +112,9 @@ def test_hints_are_tried_only_where_the_group_does_not(micro):
     held = rollouts.settings[0]._replace(before="a1 arr", flagged=span)
     assert rollouts._hint(held, 0, 3, ["I do not know."] * size) == " please a1"
     assert rollouts._hint(held, 0, 3, ["I do not know."] * 3 + ["a1"]) is None
-    assert (
-        rollouts._hint(
-            held._replace(flagged=span.model_copy(update={"score": 0.9})), 0, 3, ["I do not know."]
-        )
-        is None
-    )
+    doubted = held._replace(flagged=span.model_copy(update={"score": 0.9}))
+    assert rollouts._hint(doubted, 0, 3, ["I do not know."]) is None
+    assert rollouts._hint(doubted, 0, 3, ["a1", "a2"]) == " arr matey"
     plain = held._replace(before="", flagged=None)
     assert rollouts._hint(plain, 0, 3, ["a1", "I do not know."]) is None
     assert rollouts._hint(plain, 0, config.hint_until, ["a1"]) is None

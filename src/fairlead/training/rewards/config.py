@@ -87,7 +87,8 @@ class RewardConfig(Config):
         unflagged_share: Share of interventions on claims that are not flagged: without them a policy learns that every check means a
             mistake, and gives up what is true.
         inject: What is put after the claim.
-        hints: Answers that are put in place of a rollout of plain groups, where the model never gives them by itself.
+        hints: Abstentions that are put in place of a rollout of plain groups, and of interventions on claims that the probe doubts, where
+            the model gives none by itself.
         defences: The same for interventions on claims that the probe believes; "{claim}" stands for the claim.
         hint_share: Chance that a group whose own rollouts do not try it gets one; only hints that earn more than their group's mean
             are learned from.

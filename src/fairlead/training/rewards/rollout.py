@@ -5,7 +5,7 @@ its claims, and the injected text; the group goes on from there. One span is dra
 group stays within one process. Sampling itself is TRL's (`_generate_single_turn`, transformers or vLLM alike).
 
 One rollout of a group may be replaced by a hint, a text that the student would hardly write by itself: "I do not know." to a plain
-question, a defence of a claim that the probe believes. A group whose own rollouts try it needs none. A hint's reward is that of any
+question or after a claim that the probe doubts, a defence of a claim that it believes. A group whose own rollouts try it needs none. A hint's reward is that of any
 text, and it is never learned away from, only towards (`Setting.hinted`).
 """
 
@@ -139,18 +139,17 @@ class Rollouts:
         return plain
 
     def _hint(self, setting: Setting, place: int, step: int, own: Sequence[str]) -> str | None:
-        """What to try in a group that its own rollouts do not: an abstention, or the defence of a claim that the probe believes."""
+        """What to try in a group whose own rollouts do not: an abstention, or the defence of a claim that the probe believes."""
         config, span = self.config, setting.flagged
-        tried = sum(map(has_abstained, own)) if span is None else sum(not has_abstained(text) for text in own)
-        if tried:
+        believed = span is not None and (span.score or 0.0) <= 0.5
+        hints = config.defences if believed else config.hints
+        tried = any(has_abstained(text) is not believed for text in own)
+        if tried or not hints or step >= config.hint_until:
             return None
-        hints = config.hints if span is None else config.defences
-        if not hints or step >= config.hint_until or self.draw("hint", step, place) >= config.hint_share:
+        if self.draw("hint", step, place) >= config.hint_share:
             return None
         hint = hints[int(self.draw("which", step, place) * len(hints))]
-        if span is None:
-            return hint
-        return None if (span.score or 0.0) > 0.5 else f" {hint.format(claim=span.text)}"
+        return hint if span is None else f" {hint.format(claim=span.text)}"
 
     def draw(self, what: str, step: int, place: int) -> float:
         """A number in [0, 1) that depends on seed, step and question alone, so that a resumed run draws the same."""
