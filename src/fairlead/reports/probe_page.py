@@ -7,10 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fairlead.core.run import atomic_path
 from fairlead.probes.scoring import ScoredText
 from fairlead.reports import palette
-from fairlead.reports.page import asset, environment
+from fairlead.reports.html import environment, write_page
 from fairlead.reports.svg import Box
 from fairlead.studies.probes import Probed
 
@@ -89,14 +88,9 @@ def write_probe_page(path: str | Path, found: Probed, *, command: str = "") -> P
         "roc": Markup(roc_svg(best["roc"])),
         "reliability": Markup(reliability_svg(best["reliability"], best["share_positive"])),
         "texts": [_text(text) for text in found.scored],
-        "css": Markup(asset("report.css")),
-        "palette": palette,
         "command": command,
     }
-    path = Path(path)
-    with atomic_path(path) as temporary:
-        temporary.write_text(environment().get_template("probe.html").render(context), "utf-8")
-    return path
+    return write_page(path, "probe.html", context)
 
 
 def _verdict(kind: str, record: dict[str, Any]) -> str:
