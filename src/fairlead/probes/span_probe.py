@@ -21,6 +21,7 @@ from fairlead.core.site import Site
 from fairlead.probes.calibrating import Calibration
 from fairlead.probes.head import Head, SpanProbeConfig
 from fairlead.probes.kinds import get_kind
+from fairlead.probes.probe import probe_folder
 from fairlead.probes.reading import Reading, gather_spans, make_reading
 from fairlead.probes.token_head import TokenHead
 
@@ -151,7 +152,7 @@ class SpanProbe:
 
 
 def load_span_probe(folder: str | Path, *, model: Model | None, any_model: bool = False) -> SpanProbe:
-    """Read what `SpanProbe.save` wrote.
+    """Read what `SpanProbe.save` wrote; a run folder of `probe fit` or a guard that holds it will do.
 
     Args:
         folder: Of the probe.
@@ -164,7 +165,7 @@ def load_span_probe(folder: str | Path, *, model: Model | None, any_model: bool 
         ConfigError: Missing or broken files.
         ModelError: Another model.
     """
-    folder = Path(folder)
+    folder = probe_folder(folder)
     try:
         about = json.loads((folder / ABOUT_FILE).read_text("utf-8"))
         if about.get("format") != FORMAT or about.get("version") != VERSION:
