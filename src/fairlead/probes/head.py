@@ -29,6 +29,7 @@ class SpanProbeConfig(Config):
         ramp: `span_max`: share of training at which the loss has become the span loss.
         rank: Of the `lora` adapters.
         kl: Weight of the divergence from the model without adapters.
+        lora_epochs: Passes over the texts that fit the adapters.
         calibration: "platt" (scale and shift), "temperature" (scale), "isotonic", "auto" (isotonic where there is enough data) or "none".
         calibration_share: Share of entities kept for it.
         test_share: Share of entities kept for evaluation.
@@ -48,6 +49,7 @@ class SpanProbeConfig(Config):
     ramp: float = 0.6
     rank: int = 8
     kl: float = 1.0
+    lora_epochs: int = 3
     calibration: str = "auto"
     calibration_share: float = 0.2
     test_share: float = 0.3
