@@ -173,6 +173,8 @@ def test_answers_without_claims_are_read(tmp_path):
     path = tmp_path / "answers.jsonl"
     path.write_text('{"prompt": "q", "response": "An answer."}\n', "utf-8")
     assert load_answers(path)[0].claims == ()
+    save_claims([claimed()], path)
+    assert load_answers(path) == [claimed()], "claims that are there are kept"
 
 
 def test_tasks_take_what_they_are_about(pocket):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from fairlead.core.claims import TokenSpan
 from fairlead.core.errors import ConfigError, ModelError
 from fairlead.core.nouns import SpanReadout
 from fairlead.data import collate
+from fairlead.models.adapters import make_adapters
 from fairlead.probes import SpanProbeConfig, encode_answers, load_span_probe
 from fairlead.probes.baselines import compare_auroc, confidence_baselines, ledger_baseline, shuffled_baseline
 from fairlead.probes.evaluating import evaluate
@@ -89,6 +91,14 @@ def test_scores_do_not_depend_on_the_batch(fitted, read):
         alone = {site: value[row : row + 1] for site, value in activations.items()}
         torch.testing.assert_close(fitted.probe.span_scores(alone, [span._replace(row=0)])[0], together[row])
     assert ((together >= 0) & (together <= 1)).all()
+
+
+def test_one_reading_gives_the_same_as_two(fitted, read):
+    encoded, activations = read
+    spans = [TokenSpan(row, *e.spans[0]) for row, e in enumerate(encoded)]
+    both = fitted.probe.span_and_token_scores(activations, spans)
+    torch.testing.assert_close(both[0], fitted.probe.span_scores(activations, spans))
+    torch.testing.assert_close(both[1], fitted.probe.token_scores(activations))
 
 
 def test_a_token_is_read_from_itself_and_the_one_before(fitted, read):
@@ -181,3 +191,25 @@ def test_confidence_baselines_are_the_models_own_numbers(pocket, found, examples
         "max_softmax",
     ]
     assert ledger_baseline(found, [e.model_copy(update={"meta": {}}) for e in examples], [0]) == []
+
+
+def test_a_lora_probe_leaves_no_trace_and_survives_its_folder(tmp_path, pocket, examples):
+    """Adapters change what is read inside `attached` only; they are kept only where they help on the calibration part."""
+    from fairlead.probes import fit_span_probe
+    from fairlead.probes.scoring import score_texts
+
+    some = [e for e in examples if e.meta["way"] == "sampled"][:200]
+    before = pocket.fingerprint
+    fitted = fit_span_probe(pocket, some, sites=(SITE,), kind="lora", rank=2, lora_epochs=1)
+    assert pocket.fingerprint == before and all(p.requires_grad for p in pocket.hf.parameters())
+    assert bool(fitted.probe.adapters) == fitted.probe.details["adapted"]
+    adapters = fitted.probe.adapters or make_adapters(pocket, rank=2, seed=1)
+    with torch.no_grad():
+        for adapter in adapters.values():
+            adapter.up.copy_(0.02 * torch.randn(adapter.up.shape, generator=torch.Generator().manual_seed(0)))
+    probe = replace(fitted.probe, adapters=adapters)
+    probe.save(tmp_path / "lora")
+    again = load_span_probe(tmp_path / "lora", model=pocket)
+    texts = [score_texts(pocket, p, some[:4]) for p in (probe, again, replace(probe, adapters={}))]
+    assert texts[0] == texts[1]
+    assert texts[0] != texts[2], "the adapters must be on while the text is read"

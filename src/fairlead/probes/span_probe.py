@@ -88,7 +88,7 @@ class SpanProbe:
         """`span_scores` and `token_scores`, from one reading (confidence costs as much as the model's head)."""
         features = self.reading.features(activations)
         found = self.head.span_logits(*gather_spans(features, spans)) if spans else features.new_zeros(0)
-        return self.calibration(found), self.calibration(self.head.token_logits(features))
+        return self.calibration(found), self.token_calibration(self.token_head.token_logits(features))
 
     def span_logits(
         self, activations: Mapping[str, Tensor], spans: Sequence[TokenSpan]
