@@ -30,7 +30,7 @@ from fairlead.probes.reading import make_reading
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 KINDS = ("linear", "mean_difference", "attention")
-CHUNK, MAX_CHUNKS = 900, 3
+CHUNK, MAX_CHUNKS = 900, 2
 COLUMNS = (
     ("reviews", "movie reviews: positive or negative"),
     ("reviews_gain", "less TF-IDF"),
@@ -108,7 +108,7 @@ def tfidf_scores(texts: list[Text], config: SpanProbeConfig) -> tuple[np.ndarray
 
 def measure(model: Model, texts: list[Text], seed: int) -> dict[str, Any]:
     """AUROC of TF-IDF and of each kind on the same test texts."""
-    sites = tuple(f"layers.{layer}.resid_post" for layer in range(1, model.num_layers))
+    sites = ("layers.2.resid_post", "layers.4.resid_post")
     config = SpanProbeConfig.make(
         sites=sites, confidence=False, seed=seed, regularisation=0.01, values="all", test_share=0.3
     )
@@ -137,7 +137,7 @@ def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--num", type=int, default=1200, help="texts of each data set")
+    parser.add_argument("--num", type=int, default=600, help="texts of each data set")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--publish")
     given = parser.parse_args()

@@ -81,6 +81,10 @@ def fit_probes(
     sites = (config.sites if config else None) or default_sites(model)
     base = SpanProbeConfig.make(config.model_dump() if config else None, sites=sites)
     base = base.model_copy(update={"confidence": base.confidence and model.is_causal})
+    if (
+        task != "classify" or positive is not None
+    ):  # confidence alone says whether a claim is made up, and little else
+        base = base.model_copy(update={"values": "all"})
     settings = {**base.model_dump(mode="json"), "kinds": list(kinds), "task": task, "positive": positive}
     inputs = {"data": sha256_file(data), "model": model.fingerprint}
     with Run.start(
