@@ -21,7 +21,7 @@ class SpanProbeConfig(Config):
         seed: Of initial weights, batches and the split.
         regularisation: Inverse strength C of the L2 penalty of `linear`.
         heads: Of `attention`.
-        values: What `attention` adds up: "confidence" (activations only decide where to look) or "all".
+        adds: What `attention` adds up: "confidence" (activations only decide where to look) or "all".
         epochs: Passes over the data of the kinds fitted by gradient descent.
         lr: Their step size.
         weight_decay: Their weight decay.
@@ -41,7 +41,7 @@ class SpanProbeConfig(Config):
     seed: int = 0
     regularisation: float = 1.0
     heads: int = 8
-    values: str = "confidence"
+    adds: str = "confidence"
     epochs: int = 10
     lr: float = 3e-3
     weight_decay: float = 1.0

@@ -84,7 +84,7 @@ def fit_probes(
     if (
         task != "classify" or positive is not None
     ):  # confidence alone says whether a claim is made up, and little else
-        base = base.model_copy(update={"values": "all"})
+        base = base.model_copy(update={"adds": "all"})
     settings = {**base.model_dump(mode="json"), "kinds": list(kinds), "task": task, "positive": positive}
     inputs = {"data": sha256_file(data), "model": model.fingerprint}
     with Run.start(

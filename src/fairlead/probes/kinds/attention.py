@@ -1,7 +1,7 @@
 """Attention probe (arXiv 2602.10067): each head looks at some tokens of the span and adds up what it finds there.
 
 `weight = softmax over the span's tokens of q . k(x)`, `value = v(x)`, heads concatenated, linear, sigmoid. A query and a key map of one
-head are a single vector, which is what is learned here. Departures: with `values="confidence"` the activations decide where to look and
+head are a single vector, which is what is learned here. Departures: with `adds="confidence"` the activations decide where to look and
 the model's confidence there is what is added up, so that the probe cannot learn names by heart; and the confidence of the whole span
 (mean, maximum, sum), through a small hidden layer, is added to what the heads find.
 """
@@ -28,11 +28,11 @@ class AttentionHead(Head):
         num_confidence: int,
         num_carried: int,
         heads: int,
-        values: str,
+        adds: str,
         **_: object,
     ) -> None:
         super().__init__(num_features, num_confidence=num_confidence, num_carried=num_carried)
-        self.only_confidence = values == "confidence" and num_confidence > 0
+        self.only_confidence = adds == "confidence" and num_confidence > 0
         num_values = num_confidence if self.only_confidence else num_features
         num_keys = self.num_activations or num_features
         self.keys = nn.Parameter(torch.zeros(num_keys, heads))
@@ -73,7 +73,7 @@ def fit_attention(spans: Spans, config: SpanProbeConfig) -> Head:
         num_confidence=spans.num_confidence,
         num_carried=spans.num_carried,
         heads=config.heads,
-        values=config.values,
+        adds=config.adds,
     )
     head.standardise(spans)
     descend(head, spans, config)
