@@ -93,7 +93,7 @@ def examples_of(texts: list[Text]) -> list[Example]:
 
 
 def tfidf_scores(texts: list[Text], config: SpanProbeConfig) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Scores of test texts by words and pairs of words, of what the probe sees too, fitted on all other texts (it needs no calibration)."""
+    """Scores of test texts by the words and pairs of words that the probe sees too, fitted on all other texts."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
