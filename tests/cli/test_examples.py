@@ -49,6 +49,11 @@ ORDER = [
     "organism measure",
     "reward train",
     "reward page",
+    "organism claims",
+    "probe claims",
+    "probe fit",
+    "probe evaluate",
+    "probe score",
 ]
 SLOW = ["organism build", "demo"]  # above 20 s on one thread
 

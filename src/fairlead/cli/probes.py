@@ -109,7 +109,7 @@ def probe_fit(
     kind: Annotated[
         list[str] | None,
         typer.Option(
-            help="linear (default), mean_difference, attention, span_max. Repeatable: the best is kept."
+            help="linear (default), mean_difference, attention, span_max, lora. Repeatable: the best is kept."
         ),
     ] = None,
     site: Annotated[

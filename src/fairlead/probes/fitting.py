@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fairlead.models import Model
 
 PARTS = ("fit", "calibration", "test")
+LORA = "lora"  # the one kind that changes what is harvested
 
 
 class FittedProbe(NamedTuple):
@@ -96,17 +97,38 @@ def fit_span_probe(
         config.model_dump(), sites=sites, confidence=config.confidence and model.is_causal
     )
     reading = make_reading(model, sites, confidence=config.confidence)
-    return fit_on(harvest(model, examples, reading), examples, model=model, name=name, config=config)
+    return fit_with(model, examples, harvest(model, examples, reading), name=name, config=config)
+
+
+def fit_with(
+    model: Model, examples: Sequence[Example], found: Harvest, *, name: str, config: SpanProbeConfig
+) -> FittedProbe:
+    """Fit any kind from a harvest of the unchanged model (LoRA probes make their own of the adapted one)."""
+    if config.kind == LORA:
+        from fairlead.probes.lora import fit_lora
+
+        return fit_lora(model, examples, found, name=name, config=config)
+    return fit_on(found, examples, model=model, name=name, config=config)
 
 
 def fit_on(
-    found: Harvest, examples: Sequence[Example], *, model: Model, name: str, config: SpanProbeConfig
+    found: Harvest,
+    examples: Sequence[Example],
+    *,
+    model: Model,
+    name: str,
+    config: SpanProbeConfig,
+    head: Head | None = None,
 ) -> FittedProbe:
-    """Fit on features that were harvested before (several kinds share a harvest); `config.sites` must be those of it."""
-    kind = get_kind(config.kind)
+    """Fit on features that were harvested before (several kinds share a harvest); `config.sites` must be those of it.
+
+    A head that was fitted already is only calibrated and measured.
+    """
     parts = split(found, examples, config)
-    with torch.enable_grad():
-        head = kind.fit(found.spans.subset(parts["fit"]), config).eval().requires_grad_(False)
+    if head is None:
+        with torch.enable_grad():
+            head = get_kind(config.kind).fit(found.spans.subset(parts["fit"]), config)
+    head = head.eval().requires_grad_(False)
     with torch.enable_grad():
         token_head = fit_token_head(found.spans.subset(parts["fit"]), config).eval().requires_grad_(False)
     calibration = token_calibration = Calibration()

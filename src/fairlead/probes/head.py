@@ -21,7 +21,7 @@ class SpanProbeConfig(Config):
         seed: Of initial weights, batches and the split.
         regularisation: Inverse strength C of the L2 penalty of `linear`.
         heads: Of `attention`.
-        values: What `attention` adds up: "confidence" (activations only decide where to look) or "all".
+        adds: What `attention` adds up: "confidence" (activations only decide where to look) or "all".
         epochs: Passes over the data of the kinds fitted by gradient descent.
         lr: Their step size.
         weight_decay: Their weight decay.
@@ -29,6 +29,7 @@ class SpanProbeConfig(Config):
         ramp: `span_max`: share of training at which the loss has become the span loss.
         rank: Of the `lora` adapters.
         kl: Weight of the divergence from the model without adapters.
+        lora_epochs: Passes over the texts that fit the adapters.
         calibration: "platt" (scale and shift), "temperature" (scale), "isotonic", "auto" (isotonic where there is enough data) or "none".
         calibration_share: Share of entities kept for it.
         test_share: Share of entities kept for evaluation.
@@ -40,7 +41,7 @@ class SpanProbeConfig(Config):
     seed: int = 0
     regularisation: float = 1.0
     heads: int = 8
-    values: str = "confidence"
+    adds: str = "confidence"
     epochs: int = 10
     lr: float = 3e-3
     weight_decay: float = 1.0
@@ -48,6 +49,7 @@ class SpanProbeConfig(Config):
     ramp: float = 0.6
     rank: int = 8
     kl: float = 1.0
+    lora_epochs: int = 3
     calibration: str = "auto"
     calibration_share: float = 0.2
     test_share: float = 0.3

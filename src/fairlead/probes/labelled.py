@@ -45,7 +45,10 @@ def load_answers(path: str | Path) -> list[ClaimedAnswer]:
         DataError: As `load_claims`.
     """
     path = Path(path)
-    answers = [_answer({"spans": [], **record}, path, line) for line, record in _records(path)]
+    answers = [
+        _answer(record if "claims" in record else {"spans": [], **record}, path, line)
+        for line, record in _records(path)
+    ]
     if not answers:
         raise DataError("holds no answer. Next: check the file.", source=str(path))
     return answers

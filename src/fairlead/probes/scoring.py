@@ -63,7 +63,8 @@ def score_texts(
             for i, e in enumerate(part)
         ]
         batch = collate([e.encoded for e in encoded], pad_id=model.pad_id)
-        activations = model.capture(batch, probe.sites)
+        with probe.attached(model):
+            activations = model.capture(batch, probe.sites)
         tokens = probe.token_scores(activations)
         for row, (example, code) in enumerate(zip(part, encoded, strict=True)):
             spans, places = [], []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from fairlead.core.claims import TokenSpan
 from fairlead.core.errors import ConfigError, ModelError
 from fairlead.core.run import atomic_path
 from fairlead.core.site import Site
+from fairlead.models.adapters import LowRank, adapted
 from fairlead.probes.calibrating import Calibration
 from fairlead.probes.head import Head, SpanProbeConfig
 from fairlead.probes.kinds import get_kind
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "probe.safetensors"
 ABOUT_FILE = "probe.json"
 FORMAT, VERSION = "fairlead.span_probe", 1
-SPAN, TOKEN = "span.", "token."  # prefixes of the two heads' weights
+SPAN, TOKEN, ADAPTER = "span.", "token.", "adapter."  # prefixes of the weights
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class SpanProbe:
         data_sha256: Of the examples it was fitted on.
         metrics: Measures on held-out entities.
         details: What else is known of the fit.
+        adapters: Of a LoRA probe: what must be attached to the model when its activations are captured.
     """
 
     reading: Reading
@@ -63,6 +66,7 @@ class SpanProbe:
     data_sha256: str
     metrics: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    adapters: dict[str, LowRank] = field(default_factory=dict)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -85,7 +89,7 @@ class SpanProbe:
         """`span_scores` and `token_scores`, from one reading (confidence costs as much as the model's head)."""
         features = self.reading.features(activations)
         found = self.head.span_logits(*gather_spans(features, spans)) if spans else features.new_zeros(0)
-        return self.calibration(found), self.calibration(self.head.token_logits(features))
+        return self.calibration(found), self.token_calibration(self.token_head.token_logits(features))
 
     def span_logits(
         self, activations: Mapping[str, Tensor], spans: Sequence[TokenSpan]
@@ -94,6 +98,12 @@ class SpanProbe:
         if not spans:
             return next(iter(activations.values())).new_zeros(0, dtype=torch.float32)
         return self.head.span_logits(*gather_spans(self.reading.features(activations), spans))
+
+    @contextmanager
+    def attached(self, model: Model) -> Iterator[None]:
+        """The model as this probe reads it: with its adapters where it has any, unchanged otherwise."""
+        with adapted(model, self.adapters):
+            yield
 
     def check(self, model: Model) -> None:
         """Confirm that it belongs to this model.
@@ -121,6 +131,13 @@ class SpanProbe:
         self.token_head.to(device)
         return self
 
+    def _adapter_weights(self) -> dict[str, Tensor]:
+        return {
+            f"{ADAPTER}{part}.{name}": getattr(adapter, part).detach().cpu().contiguous()
+            for name, adapter in self.adapters.items()
+            for part in LowRank._fields
+        }
+
     def save(self, folder: str | Path) -> Path:
         """Write the folder atomically (safetensors and JSON)."""
         folder = Path(folder)
@@ -145,7 +162,8 @@ class SpanProbe:
         with atomic_path(folder) as temporary:
             temporary.mkdir(parents=True)
             save_file(
-                {**_weights(self.head, SPAN), **_weights(self.token_head, TOKEN)}, temporary / WEIGHTS_FILE
+                {**_weights(self.head, SPAN), **_weights(self.token_head, TOKEN), **self._adapter_weights()},
+                temporary / WEIGHTS_FILE,
             )
             (temporary / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
         return folder
@@ -209,7 +227,15 @@ def load_span_probe(folder: str | Path, *, model: Model | None, any_model: bool 
     if model is not None and not any_model:
         probe.check(model)
     reading = make_reading(model, config.sites or (), confidence=bool(head.num_confidence))
-    probe = replace(probe, reading=reading)
+    device = "cpu" if model is None else model.device
+    adapters = {
+        name.removeprefix(f"{ADAPTER}down."): LowRank(
+            down.to(device), weights[name.replace("down.", "up.", 1)].to(device)
+        )
+        for name, down in weights.items()
+        if name.startswith(f"{ADAPTER}down.")
+    }
+    probe = replace(probe, reading=reading, adapters=adapters)
     return probe if model is None else probe.to(model.device)
 
 

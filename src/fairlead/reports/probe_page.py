@@ -87,7 +87,7 @@ def write_probe_page(path: str | Path, found: Probed, *, command: str = "") -> P
         "sites": ", ".join(str(site) for site in found.probe.sites),
         "roc": Markup(roc_svg(best["roc"])),
         "reliability": Markup(reliability_svg(best["reliability"], best["share_positive"])),
-        "texts": [_text(text) for text in found.scored],
+        "texts": [_text(text, name) for text in found.scored],
         "command": command,
     }
     return write_page(path, "probe.html", context)
@@ -105,8 +105,9 @@ def _verdict(kind: str, record: dict[str, Any]) -> str:
     return text + (f"Surely below {', '.join(ahead)}." if ahead else "")
 
 
-def _text(text: ScoredText) -> dict[str, Any]:
+def _text(text: ScoredText, name: str) -> dict[str, Any]:
     """A text's tokens in eleven shades, and its stretches."""
+    other = {"unsupported": "supported", "right": "wrong"}.get(name, f"not {name}")
     whole = "".join(text.tokens)
     return {
         "prompt": text.prompt,
@@ -118,6 +119,7 @@ def _text(text: ScoredText) -> dict[str, Any]:
             {
                 "text": whole[start:end],
                 "label": label,
+                "said": name if label else other,
                 "score": score,
                 "wrong": label is not None and (score >= 0.5) != label,
             }

@@ -24,7 +24,7 @@ from fairlead.probes.examples import Example, Stretch, Task
 from fairlead.probes.fitting import (
     apply_to,
     default_sites,
-    fit_on,
+    fit_with,
     head_logits,
     split,
 )
@@ -81,20 +81,28 @@ def fit_probes(
     sites = (config.sites if config else None) or default_sites(model)
     base = SpanProbeConfig.make(config.model_dump() if config else None, sites=sites)
     base = base.model_copy(update={"confidence": base.confidence and model.is_causal})
+    if (
+        task != "classify" or positive is not None
+    ):  # confidence alone says whether a claim is made up, and little else
+        base = base.model_copy(update={"adds": "all"})
     settings = {**base.model_dump(mode="json"), "kinds": list(kinds), "task": task, "positive": positive}
     inputs = {"data": sha256_file(data), "model": model.fingerprint}
     with Run.start(
         out, study="probe fit", config=settings, inputs=inputs, seed=base.seed, overwrite=overwrite
     ) as run:
-        found = harvest(model, examples, make_reading(model, sites, confidence=base.confidence))
+        reading = make_reading(model, sites, confidence=base.confidence)
+        found = harvest(model, examples, reading)
+        read: dict[str, Harvest] = {}
         records: dict[str, dict[str, Any]] = {}
         fitted: dict[str, FittedProbe] = {}
         for kind in kinds:
             config_ = SpanProbeConfig.make(base.model_dump(), kind=kind)
-            fitted[kind] = fit_on(found, examples, model=model, name=name, config=config_)
-            records[kind] = evaluate(fitted[kind], found, examples).record
+            fitted[kind] = fit_with(model, examples, found, name=name, config=config_)
+            with fitted[kind].probe.attached(model):
+                read[kind] = harvest(model, examples, reading) if fitted[kind].probe.adapters else found
+            records[kind] = evaluate(fitted[kind], read[kind], examples).record
             say(f"{kind}: AUROC {records[kind]['auroc']:.3f}, calibration error {records[kind]['ece']:.3f}")
-        best = max(kinds, key=lambda kind: _choice(fitted[kind], found, examples))
+        best = max(kinds, key=lambda kind: _choice(fitted[kind], read[kind], examples))
         probe = fitted[best].probe
         scored = _score_some(model, probe, examples, sorted({i for i, _ in fitted[best].spans}))
         probe.save(run.path(PROBE))
@@ -131,7 +139,8 @@ def evaluate_probe(
         seed=probe.config.seed,
         overwrite=overwrite,
     ) as run:
-        found = harvest(model, examples, probe.reading)
+        with probe.attached(model):
+            found = harvest(model, examples, probe.reading)
         fitted = apply_to(probe, found, examples)
         record = evaluate(fitted, found, examples).record
         scored = _score_some(model, probe, examples, sorted({i for i, _ in fitted.spans}))

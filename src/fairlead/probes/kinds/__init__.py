@@ -26,6 +26,7 @@ _BUILT_IN: dict[str, Kind] = {
     "mean_difference": Kind(fit_mean_difference, PooledHead),
     "attention": Kind(fit_attention, AttentionHead),
     "span_max": Kind(fit_span_max, SpanMaxHead),
+    "lora": Kind(fit_attention, AttentionHead),  # the head; `fairlead.probes.lora` fits the adapters
 }
 
 

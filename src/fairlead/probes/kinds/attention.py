@@ -1,9 +1,9 @@
 """Attention probe (arXiv 2602.10067): each head looks at some tokens of the span and adds up what it finds there.
 
 `weight = softmax over the span's tokens of q . k(x)`, `value = v(x)`, heads concatenated, linear, sigmoid. A query and a key map of one
-head are a single vector, which is what is learned here. Departures: with `values="confidence"` the activations decide where to look and
+head are a single vector, which is what is learned here. Departures: with `adds="confidence"` the activations decide where to look and
 the model's confidence there is what is added up, so that the probe cannot learn names by heart; and the confidence of the whole span
-(mean, maximum, sum) is added to what the heads find.
+(mean, maximum, sum), through a small hidden layer, is added to what the heads find.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from fairlead.probes.descent import descend
 from fairlead.probes.head import Head, SpanProbeConfig, Spans
+
+WHOLE = 16  # width of the hidden layer over the span's pooled confidence
 
 
 class AttentionHead(Head):
@@ -26,17 +28,22 @@ class AttentionHead(Head):
         num_confidence: int,
         num_carried: int,
         heads: int,
-        values: str,
+        adds: str,
         **_: object,
     ) -> None:
         super().__init__(num_features, num_confidence=num_confidence, num_carried=num_carried)
-        self.only_confidence = values == "confidence" and num_confidence > 0
+        self.only_confidence = adds == "confidence" and num_confidence > 0
         num_values = num_confidence if self.only_confidence else num_features
         num_keys = self.num_activations or num_features
         self.keys = nn.Parameter(torch.zeros(num_keys, heads))
         self.values = nn.Parameter(torch.randn(num_values, heads) * 0.3 / num_values**0.5)
         self.out = nn.Parameter(torch.randn(heads) / heads**0.5)
-        self.whole = nn.Parameter(torch.zeros(3 * num_confidence))
+        hidden = WHOLE if num_confidence else 0
+        self.whole = nn.Parameter(
+            torch.randn(3 * num_confidence, hidden) * 0.3 / max(1, 3 * num_confidence) ** 0.5
+        )
+        self.bend = nn.Parameter(torch.zeros(hidden))
+        self.whole_out = nn.Parameter(torch.zeros(hidden))
         self.bias = nn.Parameter(torch.zeros(()))
 
     def weights(
@@ -55,7 +62,7 @@ class AttentionHead(Head):
         if not self.num_confidence:
             return heads
         confidence = self.pool(scaled, mask)[:, self.num_activations :]
-        return heads + confidence @ self.whole
+        return heads + torch.tanh(confidence @ self.whole + self.bend) @ self.whole_out
 
 
 def fit_attention(spans: Spans, config: SpanProbeConfig) -> Head:
@@ -66,7 +73,7 @@ def fit_attention(spans: Spans, config: SpanProbeConfig) -> Head:
         num_confidence=spans.num_confidence,
         num_carried=spans.num_carried,
         heads=config.heads,
-        values=config.values,
+        adds=config.adds,
     )
     head.standardise(spans)
     descend(head, spans, config)
