@@ -25,9 +25,11 @@ def test_whatever_is_sent_is_answered_as_the_schema_promises(guard):
         left_out = [check for check in CHECKS.get_all() if check.__name__ in LEFT_OUT]
         for operation in (result.ok() for result in schema.get_all_operations()):
             for mode in GenerationMode:
+                if mode is GenerationMode.NEGATIVE and operation.method.lower() != "post":
+                    continue  # there is no wrong way to ask for these
 
-                def check(case, mode=mode):
-                    seen[mode] += 1
+                def check(case):
+                    seen[mode] += 1  # noqa: B023
                     case.call_and_validate(headers=headers, timeout=60, excluded_checks=left_out)
 
                 ask = given(case=operation.as_strategy(generation_mode=mode))(check)
