@@ -124,7 +124,6 @@ def _row(exchange: GuardedExchange) -> dict[str, Any]:
         )
         else set()
     )
-    # a true claim that was stopped: judged where the guard met it, in the guarded answer
     kinds |= (
         {"false"} if any(line.verdict == "supported" and line.flagged for line in sides[-1].lines) else set()
     )
