@@ -5,7 +5,7 @@ the threshold (5 % of true answers may be flagged) and the other half is asked, 
 guard never sees, says what stands at the end of an answer: the last claim, unless it was withdrawn. Placebo: the same guard with random
 scores, at the threshold that intervenes as often.
 
-    python -m benchmarks.guard --seeds 3 [--publish guard]
+    python -m benchmarks.guard --seeds 3 [--best-of 32] [--publish guard]
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ FPR = 0.05
 POLICIES = {
     "correct": Policy(kind="correct"),
     "retract": Policy(kind="retract"),
-    "best_of_n": Policy(kind="best_of_n", n=32),
 }
 COLUMNS = (
     ("unsupported", "answers with an unsupported claim standing"),
@@ -145,7 +144,7 @@ def measure(
     }
 
 
-def run_seed(model: Model, world: World, seed: int) -> dict[str, dict[str, float]]:
+def run_seed(model: Model, world: World, seed: int, *, best_of: int) -> dict[str, dict[str, float]]:
     """All arms of one seed."""
     answers = pocket_claims(model, ways=("greedy", "sampled"), seed=seed)
     fitted = fit_span_probe(
@@ -162,7 +161,10 @@ def run_seed(model: Model, world: World, seed: int) -> dict[str, dict[str, float
     say(f"seed {seed}: {len(first)} answers calibrate, {len(asked)} are asked; {calibration}")
     plain = ask(guard, asked, Policy(), seed)
     rows = {"plain": measure(world, asked, plain, plain)}
-    for name, policy in POLICIES.items():
+    policies = dict(POLICIES)
+    if best_of:
+        policies[f"best of {best_of}"] = Policy(kind="best_of_n", n=best_of)
+    for name, policy in policies.items():
         rows[name] = measure(world, asked, plain, ask(guard, asked, policy, seed))
         say(f"seed {seed}, {name}: {json.dumps({k: round(v, 3) for k, v in rows[name].items()})}")
     rate = sum(bool(answer.flagged) for answer in plain) / len(plain)
@@ -176,12 +178,13 @@ def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--best-of", type=int, default=32, help="draws of best-of-n; 0 to leave it out")
     parser.add_argument("--out", type=Path, default=Path("runs/guard-benchmark.json"))
     parser.add_argument("--publish", metavar="NAME", help="write docs/results/NAME.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, world = load_model("organism:pocket"), World()
-    found = [run_seed(model, world, seed) for seed in range(options.seeds)]
+    found = [run_seed(model, world, seed, best_of=options.best_of) for seed in range(options.seeds)]
     write_json(options.out, found)
     report(found, publish=options.publish)
 
@@ -207,7 +210,7 @@ def report(found: list[dict[str, dict[str, float]]], *, publish: str | None) -> 
                 f"Threshold: at most {FPR:.0%} of true answers flagged on other held-out people. {len(found)} seeds of probe, split and "
                 "sampling; intervals are 95 % t intervals.",
                 "An answer counts by its last word: a later claim replaces an earlier one, a withdrawal leaves nothing standing.",
-                "For best_of_n, acted on means that another answer than the plain one was chosen.",
+                "For best of n, acted on means that another answer than the plain one was chosen.",
                 "Placebo: random scores at the threshold that flags as many answers.",
             ),
         )

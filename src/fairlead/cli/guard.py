@@ -122,7 +122,7 @@ def guard_run(
         ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_examples: Annotated[int, typer.Option(min=1, help="Use the first N prompts only.")] = 200,
+    max_examples: Annotated[int, typer.Option(min=1, help="Use N prompts only.")] = 200,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Longest answer in tokens, with what the guard puts in.")
     ] = 64,
@@ -142,7 +142,8 @@ def guard_run(
 
     The run folder gets exchanges.jsonl (tokens and claims with scores, what was done where and why) and page.html.
 
-    JSON: `num_answers`, `num_claims`, `num_flagged`, `interventions` by kind; with --verify `unsupported_plain`, `unsupported_guarded`.
+    JSON: `num_answers`, `num_claims`, `num_flagged`, `interventions` by kind; with --verify `unsupported`,
+    `unsupported_flagged`, `supported`, `supported_flagged` (claims of the plain answers).
 
     Example:
 

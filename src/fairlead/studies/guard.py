@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,6 @@ class GuardedRun(Record):
         """Counts over the answers."""
         guarded = [exchange.guarded for exchange in self.exchanges]
         acts = [act.kind for answer in guarded for act in answer.interventions]
-        plain = [span for exchange in self.exchanges for span in exchange.plain_verdicts]
-        found = [span for exchange in self.exchanges for span in exchange.verdicts]
         result: dict[str, Any] = {
             "num_answers": len(guarded),
             "num_claims": sum(len(answer.claims) for answer in guarded),
@@ -80,10 +78,22 @@ class GuardedRun(Record):
                 kind: acts.count(kind) for kind in ("flag", "retract", "correct", "abort") if kind in acts
             },
         }
-        if plain or found:
-            result["unsupported_plain"] = sum(bool(span.unsupported) for span in plain)
-            result["unsupported_guarded"] = sum(bool(span.unsupported) for span in found)
+        if any(exchange.plain_verdicts for exchange in self.exchanges):
+            flags: dict[bool, list[bool]] = {True: [], False: []}
+            for exchange in self.exchanges:
+                for claim in exchange.plain.claims if exchange.plain else ():
+                    label = verdict_on(claim, exchange.plain_verdicts)
+                    if label:
+                        flags[label != "supported"].append((claim.score or 0.0) >= self.threshold)
+            result |= {"unsupported": len(flags[True]), "unsupported_flagged": sum(flags[True])}
+            result |= {"supported": len(flags[False]), "supported_flagged": sum(flags[False])}
         return result
+
+
+def verdict_on(claim: ClaimSpan, verdicts: Sequence[ClaimSpan]) -> str:
+    """The verdict on a span: the worst of those that it overlaps; "" for none."""
+    labels = {one.label for one in verdicts if one.start < claim.end and one.end > claim.start}
+    return next((label for label in ("contradicted", "insufficient", "supported") if label in labels), "")
 
 
 def run_guard(
@@ -107,7 +117,7 @@ def run_guard(
         policy: What to do with unsupported claims.
         out: Run folder: `exchanges.jsonl`, one prompt a line.
         verify: Labels the claims of an answer.
-        num_prompts: Use the first so many.
+        num_prompts: Use so many: the first, or of answers with claims from all over the file.
         overwrite: Replace a finished run.
         settings: Of `Guard.answer` (system, max_new_tokens, temperature, top_p, seed, batch_size).
 
@@ -189,25 +199,29 @@ def world_verifier(world: World | None = None) -> Verify:
 
 def _asked(data: ChatData | str | Path, num: int) -> list[ClaimedAnswer]:
     """The prompts of a data set, or of answers with claims (whose facts a verifier may know), with nothing said yet."""
-    if isinstance(data, str | Path) and _holds_answers(data):
-        return [one.model_copy(update={"response": "", "claims": ()}) for one in load_answers(data)[:num]]
+    if isinstance(data, str | Path) and (keys := _keys_of_answers(data)):
+        read = load_claims(data) if "claims" in keys else load_answers(data)
+        step = max(1.0, len(read) / num)  # from all over the file: such files are often sorted
+        read = [read[int(place * step)] for place in range(min(num, len(read)))]
+        return [one.model_copy(update={"response": "", "claims": ()}) for one in read]
     prompts = [tuple(turn.as_dict() for turn in prompt) for prompt in prompts_of(data, num)]
     return [
         ClaimedAnswer(id=str(place), messages=prompt, response="") for place, prompt in enumerate(prompts)
     ]
 
 
-def _holds_answers(path: str | Path) -> bool:
-    """Whether a file is JSONL of answers with claims, and not a data set."""
+def _keys_of_answers(path: str | Path) -> frozenset[str]:
+    """Keys of the first record, where a file is JSONL of answers; none for a data set."""
     path = Path(path)
     if path.suffix != ".jsonl" or not path.is_file():
-        return False
+        return frozenset()
     try:
         with open(path, encoding="utf-8") as handle:
             first = json.loads(handle.readline())
-    except (ValueError, UnicodeDecodeError):
-        return False
-    return isinstance(first, dict) and "response" in first and "messages" in first
+    except ValueError:  # not JSON, or not UTF-8: the loader of data sets says what is wrong
+        return frozenset()
+    keys = frozenset(first) if isinstance(first, dict) else frozenset()
+    return keys if keys >= {"response", "messages"} else frozenset()
 
 
 def _verdicts(verify: Verify | None, asked: ClaimedAnswer, answer: GuardedAnswer) -> tuple[ClaimSpan, ...]:
