@@ -68,7 +68,7 @@ def guard_calibrate(
 
     Example:
 
-        fairlead guard calibrate organism:pocket runs/claims/answers.jsonl --probe runs/probe --fpr 0.05 --out runs/guard
+        fairlead guard calibrate organism:pocket runs/labelled/claims.jsonl --probe runs/probe/probe --fpr 0.05 --out runs/guard
     """
     from fairlead.cli.show import show_facts
     from fairlead.core.errors import ConfigError
@@ -115,8 +115,14 @@ def guard_run(
         int, typer.Option(min=0, max=16, help="Most interventions in one answer.")
     ] = 1,
     n: Annotated[int, typer.Option("--n", min=2, max=64, help="Draws of best_of_n.")] = 4,
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            help="Have claims verified: table:FILE (JSONL of claim and label), or world (questions of organism claims)."
+        ),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_examples: Annotated[int, typer.Option(min=1, help="Use the first N prompts only.")] = 200,
+    max_examples: Annotated[int, typer.Option(min=1, help="Use N prompts only.")] = 200,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Longest answer in tokens, with what the guard puts in.")
     ] = 64,
@@ -136,11 +142,12 @@ def guard_run(
 
     The run folder gets exchanges.jsonl (tokens and claims with scores, what was done where and why) and page.html.
 
-    JSON: `num_answers`, `num_claims`, `num_flagged`, `interventions` by kind.
+    JSON: `num_answers`, `num_claims`, `num_flagged`, `interventions` by kind; with --verify `unsupported`,
+    `unsupported_flagged`, `supported`, `supported_flagged` (claims of the plain answers).
 
     Example:
 
-        fairlead guard run organism:pocket task/data.jsonl --probe runs/guard --policy correct --max-examples 8 --out runs/guarded
+        fairlead guard run organism:pocket runs/labelled/claims.jsonl --probe runs/guard --policy correct --verify world --out runs/guarded
     """
     from fairlead.cli.show import show_facts
     from fairlead.guard import Policy
@@ -163,6 +170,7 @@ def guard_run(
             load_guard(probe, loaded),
             policy=wanted,
             out=folder,
+            verify=_verifier(verify),
             num_prompts=max_examples,
             overwrite=overwrite,
             system=system,
@@ -219,7 +227,7 @@ def guard_serve(
 
     Example:
 
-        fairlead guard serve organism:pocket --probe runs/guard --port 8080
+        fairlead guard serve organism:pocket --probe runs/guard --port 8080  # until Ctrl-C
     """
     from fairlead.cli.show import show_facts
     from fairlead.core.errors import ConfigError
@@ -305,6 +313,21 @@ def guard_view(
             console.print(f"line {item.line}: {item.reason}", markup=False, style="red")
 
     finish("guard view", as_json=as_json, run=run, result=result, show=show)
+
+
+def _verifier(name: str | None) -> Any:
+    from fairlead.core.errors import ConfigError
+    from fairlead.probes.claims import TableVerifier
+    from fairlead.studies.guard import world_verifier
+
+    if name is None:
+        return None
+    if name == "world":
+        return world_verifier()
+    kind, _, path = name.partition(":")
+    if kind == "table" and path:
+        return TableVerifier.read(path).verify
+    raise ConfigError(f"--verify '{name}' is not known. Next: use table:FILE or world.")
 
 
 def _read_keys(path: Path | None) -> tuple[str, ...]:

@@ -261,6 +261,7 @@ class Scheduler:
             self._waiting[:] = [stream for stream in self._waiting if id(stream) not in chosen]
         for job in {stream.key for stream in (*gone, *left)}:
             self.stats.cancelled += 1
+            job.fail("cancelled")
             self._record(job, "cancelled", {})
         if taken:
             self._joining = taken

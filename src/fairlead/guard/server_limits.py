@@ -51,7 +51,8 @@ class Gate:
             await refuse(counted, 401, message, "authentication_error", "invalid_api_key", extra)
             return
         try:
-            body = await asyncio.wait_for(self._body(headers, receive), self.config.body_seconds)
+            async with asyncio.timeout(self.config.body_seconds):
+                body = await self._body(headers, receive)
         except TimeoutError:
             await refuse(
                 counted, 408, "The body took too long to arrive.", "invalid_request_error", "timeout"

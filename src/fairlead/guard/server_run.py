@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -18,6 +20,15 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None] | None) -> None:
         super().__init__(config)
         self._ready = ready
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Shut down; a second Ctrl-C does not wait for streams.
+
+        uvicorn's own raises the signal again when it is done, which would end the process before the log is closed.
+        """
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -48,7 +59,7 @@ def make_server(app: Any, config: ServerConfig, ready: Callable[[], None] | None
     """A uvicorn server for the application."""
     settings = uvicorn.Config(
         app,
-        log_level="warning",
+        log_level="error",
         access_log=False,
         limit_concurrency=config.max_connections,
         timeout_graceful_shutdown=int(config.grace_seconds),

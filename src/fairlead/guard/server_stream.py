@@ -104,7 +104,8 @@ class EventStream(Response):
 
     async def _send(self, send: Any) -> None:
         async def push(message: dict[str, Any]) -> None:
-            await asyncio.wait_for(send(message), self._stall)
+            async with asyncio.timeout(self._stall):  # not wait_for: Python 3.11's can swallow a cancellation
+                await send(message)
 
         await push({"type": "http.response.start", "status": 200, "headers": HEADERS})
         async for event in self._events:

@@ -10,7 +10,7 @@ from fairlead.core.claims import ClaimSpan
 from fairlead.guard import GuardedAnswer, Policy
 from fairlead.guard.audit import AuditRecord
 from fairlead.reports.html import asset, render_page, write_text
-from fairlead.studies.guard import GuardedExchange, GuardedRun
+from fairlead.studies.guard import GuardedExchange, GuardedRun, verdict_on
 
 LEVELS = (0.25, 0.5, 0.75, 0.9)
 SHOWN = 400
@@ -124,7 +124,6 @@ def _row(exchange: GuardedExchange) -> dict[str, Any]:
         )
         else set()
     )
-    # a true claim that was stopped: judged where the guard met it, in the guarded answer
     kinds |= (
         {"false"} if any(line.verdict == "supported" and line.flagged for line in sides[-1].lines) else set()
     )
@@ -156,16 +155,10 @@ def _side(title: str, answer: GuardedAnswer, verdicts: Sequence[ClaimSpan]) -> S
     acts = {act.claim: DONE[act.kind] for act in answer.interventions}
     flagged = set(answer.flagged)
     lines = [
-        Line(claim, _label(claim, verdicts), place in flagged, acts.get(place, ""))
+        Line(claim, verdict_on(claim, verdicts), place in flagged, acts.get(place, ""))
         for place, claim in enumerate(answer.claims)
     ]
     return Side(title, words, lines, answer.finish)
-
-
-def _label(claim: ClaimSpan, verdicts: Sequence[ClaimSpan]) -> str:
-    """The verdict on a claim: the worst of those that it overlaps."""
-    labels = {one.label for one in verdicts if one.start < claim.end and one.end > claim.start}
-    return next((label for label in ("contradicted", "insufficient", "supported") if label in labels), "")
 
 
 def _badness(exchange: GuardedExchange) -> tuple[int, float]:

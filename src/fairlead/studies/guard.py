@@ -6,25 +6,29 @@ checked claim by claim. Calibrate: answers with labelled claims are read and the
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from fairlead.core.claims import ClaimedAnswer, ClaimSpan
-from fairlead.core.config import Record, describe_validation
-from fairlead.core.errors import ConfigError, DataError
-from fairlead.core.run import Run, sha256_file
+from fairlead.core.config import Record
+from fairlead.core.errors import ConfigError
+from fairlead.core.run import Run, read_json, read_run, sha256_file
 from fairlead.data import ChatData
 from fairlead.guard import Calibration, Guard, GuardedAnswer, Policy, calibrate_guard
 from fairlead.guard.calibration import Level
 from fairlead.guard.folder import load_guard, save_guard
 from fairlead.models import Model
+from fairlead.organisms import World
+from fairlead.organisms.facts import Fact, fact_item
+from fairlead.probes.labelled import load_answers, load_claims
+from fairlead.studies.claims import label_answer
 from fairlead.studies.steering import prompts_of
 
 EXCHANGES_FILE = "exchanges.jsonl"
-Verify = Callable[[Sequence[dict[str, str]], str], Sequence[ClaimSpan]]
+Verify = Callable[[ClaimedAnswer], ClaimedAnswer]
 
 
 class GuardedExchange(Record):
@@ -66,8 +70,6 @@ class GuardedRun(Record):
         """Counts over the answers."""
         guarded = [exchange.guarded for exchange in self.exchanges]
         acts = [act.kind for answer in guarded for act in answer.interventions]
-        plain = [span for exchange in self.exchanges for span in exchange.plain_verdicts]
-        found = [span for exchange in self.exchanges for span in exchange.verdicts]
         result: dict[str, Any] = {
             "num_answers": len(guarded),
             "num_claims": sum(len(answer.claims) for answer in guarded),
@@ -76,10 +78,22 @@ class GuardedRun(Record):
                 kind: acts.count(kind) for kind in ("flag", "retract", "correct", "abort") if kind in acts
             },
         }
-        if plain or found:
-            result["unsupported_plain"] = sum(bool(span.unsupported) for span in plain)
-            result["unsupported_guarded"] = sum(bool(span.unsupported) for span in found)
+        if any(exchange.plain_verdicts for exchange in self.exchanges):
+            flags: dict[bool, list[bool]] = {True: [], False: []}
+            for exchange in self.exchanges:
+                for claim in exchange.plain.claims if exchange.plain else ():
+                    label = verdict_on(claim, exchange.plain_verdicts)
+                    if label:
+                        flags[label != "supported"].append((claim.score or 0.0) >= self.threshold)
+            result |= {"unsupported": len(flags[True]), "unsupported_flagged": sum(flags[True])}
+            result |= {"supported": len(flags[False]), "supported_flagged": sum(flags[False])}
         return result
+
+
+def verdict_on(claim: ClaimSpan, verdicts: Sequence[ClaimSpan]) -> str:
+    """The verdict on a span: the worst of those that it overlaps; "" for none."""
+    labels = {one.label for one in verdicts if one.start < claim.end and one.end > claim.start}
+    return next((label for label in ("contradicted", "insufficient", "supported") if label in labels), "")
 
 
 def run_guard(
@@ -98,12 +112,12 @@ def run_guard(
 
     Args:
         model: A causal model.
-        data: Its prompts are asked.
+        data: Its prompts are asked (a data set, or JSONL of answers with claims).
         guard: A guard, or the folder of one or of a probe.
         policy: What to do with unsupported claims.
         out: Run folder: `exchanges.jsonl`, one prompt a line.
-        verify: Labels the claims of an answer to a prompt.
-        num_prompts: Use the first so many.
+        verify: Labels the claims of an answer.
+        num_prompts: Use so many: the first, or of answers with claims from all over the file.
         overwrite: Replace a finished run.
         settings: Of `Guard.answer` (system, max_new_tokens, temperature, top_p, seed, batch_size).
 
@@ -113,7 +127,8 @@ def run_guard(
         RunError: The run folder exists or is locked.
     """
     guard = load_guard(guard, model) if isinstance(guard, str | Path) else guard
-    prompts = [[turn.as_dict() for turn in prompt] for prompt in prompts_of(data, num_prompts)]
+    asked = _asked(data, num_prompts)
+    prompts = [one.messages for one in asked]
     config = {
         "policy": policy.model_dump(mode="json"),
         "threshold": guard.threshold,
@@ -129,13 +144,13 @@ def run_guard(
         guarded = guard.answer(prompts, policy=policy, progress="guarded answers", **settings)
         exchanges = [
             GuardedExchange(
-                messages=tuple(prompt),
+                messages=question.messages,
                 plain=one,
                 guarded=other,
-                plain_verdicts=tuple(verify(prompt, one.text)) if verify else (),
-                verdicts=tuple(verify(prompt, other.text)) if verify else (),
+                plain_verdicts=_verdicts(verify, question, one),
+                verdicts=_verdicts(verify, question, other),
             )
-            for prompt, one, other in zip(prompts, plain, guarded, strict=True)
+            for question, one, other in zip(asked, plain, guarded, strict=True)
         ]
         found = GuardedRun(
             model=model.name,
@@ -157,8 +172,6 @@ def read_guarded(folder: str | Path) -> GuardedRun:
     Raises:
         RunError: No such run, or it is broken.
     """
-    from fairlead.core.run import read_json, read_run
-
     folder = Path(folder)
     read_run(folder)
     lines = (folder / EXCHANGES_FILE).read_text("utf-8").splitlines()
@@ -166,29 +179,56 @@ def read_guarded(folder: str | Path) -> GuardedRun:
     return GuardedRun(**read_json(folder / "guarded.json"), exchanges=exchanges)
 
 
-def read_claimed(path: str | Path, *, max_records: int | None = None) -> list[ClaimedAnswer]:
-    """Answers with labelled claims from JSONL, one `ClaimedAnswer` a line.
+def world_verifier(world: World | None = None) -> Verify:
+    """The exact verifier of the pocket world, for questions that `fairlead organism claims` wrote (they name their fact)."""
+    world = world or World(0)
 
-    Raises:
-        DataError: No such file, or a line is not one; names it.
-    """
-    path, found = Path(path), []
+    def verify(answer: ClaimedAnswer) -> ClaimedAnswer:
+        key = str(answer.meta.get("key", ""))
+        parts = key.split(":")
+        if len(parts) != 3:
+            raise ConfigError(
+                f"{answer.id}: names no fact of the pocket world. Next: take questions of `fairlead organism claims`."
+            )
+        fact = world.facts.by_key.get(key) or Fact(parts[1], parts[2], "", 0)
+        found = label_answer(world, fact_item(fact, random.Random(0)), answer.response, id=answer.id)
+        return answer.model_copy(update={"claims": found.claims})
+
+    return verify
+
+
+def _asked(data: ChatData | str | Path, num: int) -> list[ClaimedAnswer]:
+    """The prompts of a data set, or of answers with claims (whose facts a verifier may know), with nothing said yet."""
+    if isinstance(data, str | Path) and (keys := _keys_of_answers(data)):
+        read = load_claims(data) if "claims" in keys else load_answers(data)
+        step = max(1.0, len(read) / num)  # from all over the file: such files are often sorted
+        read = [read[int(place * step)] for place in range(min(num, len(read)))]
+        return [one.model_copy(update={"response": "", "claims": ()}) for one in read]
+    prompts = [tuple(turn.as_dict() for turn in prompt) for prompt in prompts_of(data, num)]
+    return [
+        ClaimedAnswer(id=str(place), messages=prompt, response="") for place, prompt in enumerate(prompts)
+    ]
+
+
+def _keys_of_answers(path: str | Path) -> frozenset[str]:
+    """Keys of the first record, where a file is JSONL of answers; none for a data set."""
+    path = Path(path)
+    if path.suffix != ".jsonl" or not path.is_file():
+        return frozenset()
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read ({error}). Next: check the path.", source=str(path)) from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            found.append(ClaimedAnswer.model_validate_json(line))
-        except ValidationError as error:
-            raise DataError(describe_validation(error, "answer"), source=str(path), line=number) from None
-        if max_records is not None and len(found) == max_records:
-            break
-    if not found:
-        raise DataError("holds no answers. Next: one answer with its claims a line.", source=str(path))
-    return found
+        with open(path, encoding="utf-8") as handle:
+            first = json.loads(handle.readline())
+    except ValueError:  # not JSON, or not UTF-8: the loader of data sets says what is wrong
+        return frozenset()
+    keys = frozenset(first) if isinstance(first, dict) else frozenset()
+    return keys if keys >= {"response", "messages"} else frozenset()
+
+
+def _verdicts(verify: Verify | None, asked: ClaimedAnswer, answer: GuardedAnswer) -> tuple[ClaimSpan, ...]:
+    if verify is None:
+        return ()
+    bare = tuple(claim.model_copy(update={"label": None}) for claim in answer.claims)
+    return verify(asked.model_copy(update={"response": answer.text, "claims": bare})).claims
 
 
 def calibrate_to_folder(
@@ -220,7 +260,7 @@ def calibrate_to_folder(
     """
     if not 0 < target < 1:
         raise ConfigError(f"--fpr {target} must lie between 0 and 1. Next: try 0.05.")
-    read = read_claimed(answers, max_records=max_records)
+    read = load_claims(answers)[:max_records]
     guard, sha = load_guard(probe, model), sha256_file(answers)
     config = {"target": target, "level": level, "max_records": max_records, "probe": str(probe)}
     inputs = {"model": model.fingerprint, "answers": sha}
