@@ -5,8 +5,8 @@ its claims, and the injected text; the group goes on from there. One span is dra
 group stays within one process. Sampling itself is TRL's (`_generate_single_turn`, transformers or vLLM alike).
 
 One rollout of a group may be replaced by a hint, a text that the student would hardly write by itself: "I do not know." to a plain
-question or after a claim that the probe doubts, a defence of a claim that it believes. A group whose own rollouts try it needs none. A hint's reward is that of any
-text, and it is never learned away from, only towards (`Setting.hinted`).
+question or after a claim that the probe doubts, a defence of a claim that it believes. A group whose own rollouts try it needs none. A
+hint's reward is that of any text, and it is never learned away from, only towards (`Setting.hinted`).
 """
 
 from __future__ import annotations
