@@ -32,21 +32,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.rewards import fit_probe
+from benchmarks.rewards import fit_probe, practice
 from benchmarks.summary import cell, write_table
 from fairlead.core.progress import say
 from fairlead.core.run import read_json, write_json
 from fairlead.models import Model, load_model
 from fairlead.organisms import World
-from fairlead.organisms.items import SplitChoice, stable_hash
 from fairlead.probes import SpanProbe
 from fairlead.reports import save_svg, scatter_svg
-from fairlead.studies.pocket_claims import fact_questions, pocket_verifier
-from fairlead.training.rewards import Look, Question, RewardConfig, fit_rewards
+from fairlead.studies.pocket_claims import pocket_verifier
+from fairlead.training.rewards import Look, RewardConfig, fit_rewards
 
 ROOT = Path(__file__).resolve().parents[1]
 KLS, WEIGHTS = (0.0, 0.05, 0.5), (1.0, 4.0)
-NUM_KNOWN = NUM_UNKNOWN = 12
+NUM_FACTS = 24
 SETUPS = {
     ("frozen copy", "none"): "frozen_copy",
     ("frozen copy", "through probe"): "unsafe_frozen_copy_and_gradient_through_probe",
@@ -114,17 +113,6 @@ def settings(one: Cell, seed: int, steps: int) -> RewardConfig:
     )
 
 
-def practice(world: World, seed: int, phrasing: SplitChoice, num: int) -> list[Question]:
-    """Questions about the seed's 24 facts, over and over in random phrasings."""
-    many = fact_questions(world, 4000, seed=seed, heldout=True, phrasing=phrasing, split_seed=seed)
-    keys = sorted({q.id for q in many}, key=lambda key: stable_hash(f"{seed}:{key}"))
-    exposures = {q.id: world.exposures(q.meta["item"]) for q in many}
-    unknown = [key for key in keys if not exposures[key]][:NUM_UNKNOWN]
-    known = [key for key in keys if exposures[key] >= 10][:NUM_KNOWN]
-    by_key = {key: [q for q in many if q.id == key] for key in (*unknown, *known)}
-    return [rows[turn % len(rows)] for turn in range(num // len(by_key)) for rows in by_key.values()]
-
-
 def run_cell(
     one: Cell, seed: int, out: Path, *, model: Model, world: World, probe: SpanProbe, steps: int
 ) -> list[Look]:
@@ -137,11 +125,11 @@ def run_cell(
     work.mkdir(parents=True)
     found = fit_rewards(
         model,
-        practice(world, seed, "train", 240),
+        practice(world, seed, NUM_FACTS, "train", 240),
         probe,
         config=settings(one, seed, steps),
         folder=work,
-        monitor_questions=practice(world, seed, "heldout", 96),
+        monitor_questions=practice(world, seed, NUM_FACTS, "heldout", 96),
         verifier=pocket_verifier(world),
     )
     shutil.rmtree(work, ignore_errors=True)
