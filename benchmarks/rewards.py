@@ -49,12 +49,13 @@ INJECT = " Wait, let me check."
 SKILLS = ("addition", "weekday", "month", "comparison", "open_book", "smalltalk")
 TABLE = {"mix_target": None, "retract_lambda": 0.5, "correct_from": 0.9, "abstained": -0.3, "retracted": 1.3}
 COMMON: dict[str, Any] = {
-    "groups": 8,
-    "group_size": 6,
-    "lr": 3e-4,
+    "groups": 12,
+    "group_size": 4,
+    "lr": 5e-4,
+    "intervention_share": 0.34,
     "kl": 0.05,
     "monitor_prompts": 64,
-    "monitor_every": 50,
+    "monitor_every": 20,
     "checkpoint_every": 20,
     "stop": {"max_kl": None, "max_gap": None, "max_neutral_loss": None},
 }
@@ -401,7 +402,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--num", type=int, default=144)
     parser.add_argument("--best-of", type=int, default=32)
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
