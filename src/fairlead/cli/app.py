@@ -13,7 +13,19 @@ from collections.abc import Sequence
 
 import typer
 
-from fairlead.cli import concepts, demo, guard, inside, loop, main_path, organism, reward, spec, steering
+from fairlead.cli import (
+    concepts,
+    demo,
+    guard,
+    inside,
+    loop,
+    main_path,
+    organism,
+    probes,
+    reward,
+    spec,
+    steering,
+)
 from fairlead.cli.output import print_error
 
 app = typer.Typer(
@@ -53,6 +65,7 @@ loop.register(app)
 inside.register(app)
 concepts.register(app)
 steering.register(concepts.group)
+probes.register(app)
 guard.register(app)
 reward.register(app)
 spec.register(app)

@@ -172,3 +172,57 @@ def organism_measure(
         result={"abilities": abilities},
         show=lambda console: show_abilities(console, abilities),
     )
+
+
+@group.command("claims")
+def organism_claims(
+    name: OrganismName,
+    *,
+    way: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How it is asked: greedy, sampled (default: both), style, check, agree, claim. Repeatable."
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Who answers.")] = "organism:pocket",
+    share: Annotated[float, typer.Option(min=0.001, max=1.0, help="Of all people and facts.")] = 1.0,
+    draws: Annotated[int, typer.Option(min=1, help="How often, in other words each time.")] = 1,
+    seed: Seed = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> None:
+    """Ask the pocket model about its people and label what it claims: data for `fairlead probe fit`, with exact truth.
+
+    JSON: `file`, `num_answers`, `num_claims`, `unsupported` (share).
+
+    Example:
+
+        fairlead organism claims pocket --share 0.02 --way greedy --way check --out runs/few-claims
+    """
+    from fairlead.cli.show import show_facts
+    from fairlead.core.errors import OrganismError
+    from fairlead.models import load_model
+    from fairlead.studies.claims import write_pocket_claims
+
+    if name != "pocket":
+        raise OrganismError(f"unknown organism '{name}'. Next: use pocket.")
+    folder = run_folder(out, "claims")
+    with working():
+        facts = write_pocket_claims(
+            load_model(model),
+            out=folder,
+            ways=way or ("greedy", "sampled"),
+            share=share,
+            draws=draws,
+            seed=seed,
+            overwrite=overwrite,
+        )
+    finish(
+        "organism claims",
+        as_json=as_json,
+        run=folder,
+        result=facts,
+        show=lambda console: show_facts(console, facts),
+    )

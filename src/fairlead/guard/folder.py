@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from fairlead import probes
 from fairlead.core.config import describe_validation
 from fairlead.core.errors import ConfigError, ModelError
 from fairlead.core.nouns import Readout, SpanReadout
 from fairlead.core.run import read_json, write_json
 from fairlead.guard.calibration import Calibration
 from fairlead.guard.guard import Guard
+from fairlead.probes import load_probe, load_span_probe, probe_folder
 
 if TYPE_CHECKING:
     from fairlead.models import Model
@@ -31,22 +31,21 @@ def load_readout(folder: str | Path, model: Model) -> SpanReadout | Readout:
         ConfigError: No probe there, or a broken one.
         ModelError: It was made for another model.
     """
-    folder = Path(folder)
+    folder = probe_folder(folder)
     if not (folder / "probe.json").is_file():
         raise ConfigError(
-            f"{folder}: holds no probe (no probe.json). Next: pass the folder of a probe or of a guard."
+            f"{folder}: holds no probe (no probe.json). Next: pass the folder of a probe, of `probe fit` or of a guard."
         )
     about = read_json(folder / "probe.json")
     kind = about.get("format") if isinstance(about, dict) else None
     if kind == "fairlead.probe":
-        probe = probes.load_probe(folder)
+        probe = load_probe(folder)
         if probe.model_fingerprint and probe.model_fingerprint != model.fingerprint:
             raise ModelError(
                 f"{folder}: the probe was fitted on another model than {model.name}. Next: fit one for it."
             )
         return probe
-    load_span_probe: Any = getattr(probes, "load_span_probe", None)
-    if kind != "fairlead.span_probe" or load_span_probe is None:
+    if kind != "fairlead.span_probe":
         raise ConfigError(
             f"{folder}: not a probe of a kind that is known here ({kind}). Next: update fairlead."
         )
@@ -56,7 +55,7 @@ def load_readout(folder: str | Path, model: Model) -> SpanReadout | Readout:
 def save_guard(folder: str | Path, probe: str | Path, calibration: Calibration, model: Model) -> Path:
     """Write `guard.json` and a copy of the probe into a folder that exists."""
     folder = Path(folder)
-    shutil.copytree(probe, folder / PROBE_FOLDER, dirs_exist_ok=True)
+    shutil.copytree(probe_folder(probe), folder / PROBE_FOLDER, dirs_exist_ok=True)
     write_json(
         folder / GUARD_FILE,
         {

@@ -46,11 +46,18 @@ class History:
         self.now += 1
 
     def read(self, rows: Sequence[int], starts: Sequence[int]) -> tuple[dict[str, Tensor], list[TokenSpan]]:
-        """Activations `[len(rows), seq, d]` by site of the spans of some rows and what is before them, and where each span is."""
-        first = min(starts) - 1
-        where = slice(first - self._first, self.now - self._first)
-        activations = {site: self._kept[site][list(rows), where] for site in self.sites}
-        spans = [TokenSpan(place, start - first, self.now - first) for place, start in enumerate(starts)]
+        """Activations of the spans of some rows, each with the column before it, and where each span is.
+
+        They stand one behind the other, `[1, seq, d]` by site: padding them to one width would have readouts compute for nothing.
+        """
+        lengths = [self.now - start + 1 for start in starts]
+        row = torch.repeat_interleave(torch.tensor(rows), torch.tensor(lengths))
+        column = torch.cat([torch.arange(start - 1, self.now) for start in starts]) - self._first
+        activations = {site: values[row, column][None] for site, values in self._kept.items()}
+        spans, end = [], 0
+        for length in lengths:
+            end += length
+            spans.append(TokenSpan(0, end - length + 1, end))
         return activations, spans
 
     def select(self, keep: Tensor) -> None:

@@ -116,7 +116,9 @@ class GuardedBatch:
         return finished
 
     def drop(self, unwanted: Callable[[Stream], bool]) -> list[Stream]:
-        """Take answers out that nobody waits for any more, and return them."""
+        """Take answers out that nobody waits for any more, and return them (they run on where rows cannot leave)."""
+        if not self._decoding.can_select:
+            return []
         out = [
             stream.finish is None and unwanted(stream) for stream in self._rows
         ]  # asked once: it may change meanwhile
@@ -167,7 +169,7 @@ class GuardedBatch:
             scores, by_token = self.readout.span_scores(activations, spans), None
         else:
             scores, found = score_both(self.readout, activations, spans)
-            by_token = found.tolist()
-        for number, (place, score, span) in enumerate(zip(places, scores.tolist(), spans, strict=True)):
-            own = None if by_token is None else by_token[number][span.start : span.end]
+            by_token = found[0].tolist()
+        for place, score, span in zip(places, scores.tolist(), spans, strict=True):
+            own = None if by_token is None else by_token[span.start : span.end]
             self._rows[place].close_span(score, own, self._history.now)

@@ -5,7 +5,7 @@ from fairlead.probes.examples import Example, Stretch, examples_of
 from fairlead.probes.fitting import FittedProbe, fit_span_probe
 from fairlead.probes.head import SpanProbeConfig
 from fairlead.probes.pooling import pool_answers
-from fairlead.probes.probe import Probe, fit_probe, load_probe
+from fairlead.probes.probe import Probe, fit_probe, load_probe, probe_folder
 from fairlead.probes.span_probe import SpanProbe, load_span_probe
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "load_probe",
     "load_span_probe",
     "pool_answers",
+    "probe_folder",
 ]

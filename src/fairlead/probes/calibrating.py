@@ -1,7 +1,8 @@
 """Calibration: logits to probabilities that come true, and the measures of how well they do.
 
 Fitted on entities that the probe has not seen. `temperature` scales the logits (Guo et al. 2017), `platt` scales and shifts them (Platt
-1999), `isotonic` fits any rising curve, stored as points with straight lines between (so that gradients pass through).
+1999), `isotonic` fits any rising curve, stored as points with straight lines between (so that gradients pass through); `auto` takes
+the last where there is enough to fit it on, else platt.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from fairlead.core.errors import ConfigError
 
-METHODS = ("platt", "temperature", "isotonic", "none")
+METHODS = ("auto", "platt", "temperature", "isotonic", "none")
+MIN_ISOTONIC = 400  # examples from which "auto" is isotonic rather than platt
+SLOPE = 1e-3  # share of the uncalibrated probability in an isotonic one: rises everywhere, so that every threshold exists
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Calibration:
         inside = logits.clamp(xs[0], xs[-1])
         right = torch.searchsorted(xs, inside.detach().contiguous()).clamp(1, len(xs) - 1)
         share = (inside - xs[right - 1]) / (xs[right] - xs[right - 1])
-        return ys[right - 1] + share * (ys[right] - ys[right - 1])
+        curve = ys[right - 1] + share * (ys[right] - ys[right - 1])
+        return (1 - SLOPE) * curve + SLOPE * torch.sigmoid(logits)
 
     def as_json(self) -> dict[str, Any]:
         """For `probe.json`."""
@@ -71,7 +75,7 @@ class Calibration:
         )
 
 
-def fit_calibration(logits: np.ndarray, labels: np.ndarray, *, method: str = "platt") -> Calibration:
+def fit_calibration(logits: np.ndarray, labels: np.ndarray, *, method: str = "auto") -> Calibration:
     """Fit on logits `[n]` and labels `[n]` of examples that the probe was not fitted on.
 
     Raises:
@@ -85,6 +89,8 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray, *, method: str = "pl
         raise ConfigError(
             "calibration needs examples of both classes. Next: give more data or a larger calibration_share."
         )
+    if method == "auto":
+        method = "isotonic" if len(labels) >= MIN_ISOTONIC else "platt"
     if method == "isotonic":
         return _isotonic(logits, labels)
     return _scaled(logits, labels, with_shift=method == "platt")

@@ -17,9 +17,6 @@ def descend(head: Head, spans: Spans, config: SpanProbeConfig) -> None:
     """
     generator = torch.Generator().manual_seed(config.seed)
     labels = spans.labels.float()
-    features, mask = pad_spans(spans.features)
-    with torch.no_grad():
-        scaled = head.scaled_spans(features)
     decayed = [p for p in head.parameters() if p.dim() > 1]
     plain = [p for p in head.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
@@ -30,10 +27,12 @@ def descend(head: Head, spans: Spans, config: SpanProbeConfig) -> None:
     step = 0
     for _ in range(config.epochs):
         for places in torch.randperm(len(labels), generator=generator).split(config.batch_spans):
-            width = int(mask[places].sum(1).max())
+            features, mask = pad_spans([spans.features[place] for place in places.tolist()])
+            with torch.no_grad():
+                scaled = head.scaled_spans(features)
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * max(0.02, 1 - step / total)
-            loss = head.loss(scaled[places, :width], mask[places, :width], labels[places], step / total)
+            loss = head.loss(scaled, mask, labels[places], step / total)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

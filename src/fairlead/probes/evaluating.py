@@ -68,6 +68,7 @@ def evaluate(
         "auroc_interval": list(auroc_interval(scores, labels, groups, num_resamples=num_resamples))[1:],
         "num_entities": len(set(groups)),
         "reliability": [list(b) for b in reliability(fitted.probabilities, labels)],
+        "roc": {"probe": roc_points(scores, labels)},
         "baselines": {},
         "by": {},
     }
@@ -78,6 +79,7 @@ def evaluate(
             "gain": list(gain.gain),
             "choice": baseline.choice,
         }
+        record["roc"][baseline.name] = roc_points(baseline.scores, labels)
     kinds = np.array([str(examples[i].meta.get(by, "")) for i, _ in fitted.spans])
     for kind in sorted(set(kinds) - {""}):
         here = kinds == kind
@@ -89,3 +91,12 @@ def evaluate(
             "baselines": {b.name: auroc(b.scores[here][y], b.scores[here][~y]) for b in baselines},
         }
     return Evaluation(record, baselines)
+
+
+def roc_points(scores: np.ndarray, labels: np.ndarray, *, num: int = 60) -> list[list[float]]:
+    """Points (share of false alarms, share found) of the ROC curve, at most `num` and the corners."""
+    from sklearn.metrics import roc_curve
+
+    fpr, tpr, _ = roc_curve(labels, scores)
+    keep = np.unique(np.linspace(0, len(fpr) - 1, num).round().astype(int))
+    return [[round(float(fpr[i]), 4), round(float(tpr[i]), 4)] for i in keep]

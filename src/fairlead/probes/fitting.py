@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from fairlead.probes.head import Head, SpanProbeConfig, Spans, pad_spans
 from fairlead.probes.kinds import get_kind
 from fairlead.probes.reading import make_reading
 from fairlead.probes.span_probe import SpanProbe
+from fairlead.probes.token_head import fit_token_head
 
 if TYPE_CHECKING:
     from fairlead.models import Model
@@ -105,17 +107,22 @@ def fit_on(
     parts = split(found, examples, config)
     with torch.enable_grad():
         head = kind.fit(found.spans.subset(parts["fit"]), config).eval().requires_grad_(False)
-    calibration = Calibration()
+    with torch.enable_grad():
+        token_head = fit_token_head(found.spans.subset(parts["fit"]), config).eval().requires_grad_(False)
+    calibration = token_calibration = Calibration()
     if config.calibration != "none":
         held = found.spans.subset(parts["calibration"])
         calibration = fit_calibration(head_logits(head, held), held.labels.numpy(), method=config.calibration)
+        token_calibration = fit_calibration(*token_logits(token_head, held), method="platt")
     test = found.spans.subset(parts["test"])
     logits, labels = head_logits(head, test), test.labels.numpy()
     reading = make_reading(model, config.sites or (), confidence=config.confidence)
     probe = SpanProbe(
         reading,
         head,
+        token_head,
         calibration,
+        token_calibration,
         config,
         name,
         model.fingerprint,
@@ -129,6 +136,17 @@ def fit_on(
     )
     places = [(found.example[p], found.stretch[p]) for p in parts["test"]]
     return FittedProbe(probe.to(model.device), places, logits, labels)
+
+
+def apply_to(probe: SpanProbe, found: Harvest, examples: Sequence[Example]) -> FittedProbe:
+    """A fitted probe with its scores on the test part of another harvest; its metrics are those of this part."""
+    parts = split(found, examples, probe.config)
+    test = found.spans.subset(parts["test"])
+    logits, labels = head_logits(probe.head, test), test.labels.numpy()
+    places = [(found.example[p], found.stretch[p]) for p in parts["test"]]
+    return FittedProbe(
+        replace(probe, metrics=measure(probe.calibration, logits, labels)), places, logits, labels
+    )
 
 
 def split(found: Harvest, examples: Sequence[Example], config: SpanProbeConfig) -> dict[str, list[int]]:
@@ -163,6 +181,18 @@ def head_logits(head: Head, spans: Spans, *, batch: int = 512) -> np.ndarray:
         features, mask = pad_spans(spans.features[start : start + batch])
         logits.append(head.span_logits(features.to(device), mask.to(device)).cpu().double())
     return torch.cat(logits).numpy()
+
+
+@torch.no_grad()
+def token_logits(head: Head, spans: Spans, *, batch: int = 512) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of the tokens of all spans, each read alone, and the labels of the spans they stand in."""
+    logits, labels = [], []
+    for start in range(0, len(spans.features), batch):
+        features, mask = pad_spans(spans.features[start : start + batch])
+        here = head.token_logits(features.to(head.mean.device)).cpu()
+        logits.append(here[mask].double())
+        labels.append(spans.labels[start : start + batch, None].expand(mask.shape)[mask])
+    return torch.cat(logits).numpy(), torch.cat(labels).numpy()
 
 
 def measure(calibration: Calibration, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -88,5 +88,6 @@ def harvest(
     found.sort(key=lambda item: item[:2])
     labels = torch.tensor([item[3] for item in found])
     carried = NUM_CARRIED if reading.lens is not None else 0
-    spans_ = Spans([item[2] for item in found], labels, reading.num_confidence, carried)
+    groups = [examples[item[0]].group for item in found]
+    spans_ = Spans([item[2] for item in found], labels, reading.num_confidence, carried, groups)
     return Harvest(spans_, [item[0] for item in found], [item[1] for item in found], num_dropped)

@@ -29,26 +29,26 @@ class SpanProbeConfig(Config):
         ramp: `span_max`: share of training at which the loss has become the span loss.
         rank: Of the `lora` adapters.
         kl: Weight of the divergence from the model without adapters.
-        calibration: "platt" (scale and shift), "temperature" (scale), "isotonic" or "none".
+        calibration: "platt" (scale and shift), "temperature" (scale), "isotonic", "auto" (isotonic where there is enough data) or "none".
         calibration_share: Share of entities kept for it.
         test_share: Share of entities kept for evaluation.
     """
 
-    kind: str = "attention"
+    kind: str = "linear"
     sites: tuple[str, ...] | None = None
     confidence: bool = True
     seed: int = 0
-    regularisation: float = 0.02
+    regularisation: float = 1.0
     heads: int = 8
     values: str = "confidence"
-    epochs: int = 20
+    epochs: int = 10
     lr: float = 3e-3
-    weight_decay: float = 0.1
+    weight_decay: float = 1.0
     batch_spans: int = 128
     ramp: float = 0.6
     rank: int = 8
     kl: float = 1.0
-    calibration: str = "platt"
+    calibration: str = "auto"
     calibration_share: float = 0.2
     test_share: float = 0.3
 
@@ -61,18 +61,21 @@ class Spans(NamedTuple):
         labels: `[span]` bool.
         num_confidence: How many of the last columns are confidence.
         num_carried: How many of these are carried over from the token before (0 on a span's first token).
+        groups: `[span]`, the entity of each.
     """
 
     features: list[Float[Tensor, "token feature"]]
     labels: Bool[Tensor, " span"]
     num_confidence: int
     num_carried: int
+    groups: list[str]
 
     def subset(self, places: list[int]) -> Spans:
         """The spans at these places."""
         return self._replace(
             features=[self.features[place] for place in places],
             labels=self.labels[torch.tensor(places, dtype=torch.long)],
+            groups=[self.groups[place] for place in places],
         )
 
 
@@ -123,6 +126,18 @@ class Head(nn.Module):
         keep = torch.ones_like(scaled)
         keep[:, 0, -self.num_carried :] = 0
         return scaled * keep
+
+    def pool(
+        self, scaled: Float[Tensor, "span token feature"], mask: Bool[Tensor, "span token"]
+    ) -> Float[Tensor, "span pooled"]:
+        """Mean of every feature, then maximum and sum of every confidence column."""
+        there = mask[..., None].to(scaled)
+        total = (scaled * there).sum(1)
+        mean = total / there.sum(1).clamp_min(1)
+        if not self.num_confidence:
+            return mean
+        top = scaled[..., -self.num_confidence :].masked_fill(~mask[..., None], -torch.inf).amax(1)
+        return torch.cat([mean, top, total[:, -self.num_confidence :]], dim=-1)
 
     def token_logits(self, features: Float[Tensor, "batch seq feature"]) -> Float[Tensor, "batch seq"]:
         """Logit of every token read on its own; carried columns of position 0 are masked."""

@@ -38,6 +38,19 @@ def load_claims(path: str | Path) -> list[ClaimedAnswer]:
     return answers
 
 
+def load_answers(path: str | Path) -> list[ClaimedAnswer]:
+    """Read answers that may have no claims yet (`prompt` or `messages`, and `response`).
+
+    Raises:
+        DataError: As `load_claims`.
+    """
+    path = Path(path)
+    answers = [_answer({"spans": [], **record}, path, line) for line, record in _records(path)]
+    if not answers:
+        raise DataError("holds no answer. Next: check the file.", source=str(path))
+    return answers
+
+
 def save_claims(answers: list[ClaimedAnswer], path: str | Path) -> Path:
     """Write answers with claims as JSONL, all or nothing."""
     path = Path(path)

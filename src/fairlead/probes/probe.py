@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Method = Literal["logistic", "mean_difference"]
 WEIGHTS_FILE = "probe.safetensors"
 ABOUT_FILE = "probe.json"
+INNER_FOLDER = "probe"
 
 
 @dataclass(frozen=True)
@@ -174,13 +175,20 @@ def fit_probe(
     )
 
 
+def probe_folder(folder: str | Path) -> Path:
+    """Where a probe's files lie: in the folder itself, or in its `probe` (run folders of `probe fit`, guards)."""
+    folder = Path(folder)
+    inner = folder / INNER_FOLDER
+    return inner if not (folder / ABOUT_FILE).is_file() and (inner / ABOUT_FILE).is_file() else folder
+
+
 def load_probe(folder: str | Path) -> Probe:
-    """Read what `Probe.save` wrote.
+    """Read what `Probe.save` wrote; a run folder or a guard that holds it will do.
 
     Raises:
         ConfigError: Missing or broken files.
     """
-    folder = Path(folder)
+    folder = probe_folder(folder)
     try:
         about = json.loads((folder / ABOUT_FILE).read_text("utf-8"))
         vector = load_file(folder / WEIGHTS_FILE)["vector"]

@@ -21,7 +21,9 @@ from fairlead.core.site import Site
 from fairlead.probes.calibrating import Calibration
 from fairlead.probes.head import Head, SpanProbeConfig
 from fairlead.probes.kinds import get_kind
+from fairlead.probes.probe import probe_folder
 from fairlead.probes.reading import Reading, gather_spans, make_reading
+from fairlead.probes.token_head import TokenHead
 
 if TYPE_CHECKING:
     from fairlead.models import Model
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "probe.safetensors"
 ABOUT_FILE = "probe.json"
 FORMAT, VERSION = "fairlead.span_probe", 1
+SPAN, TOKEN = "span.", "token."  # prefixes of the two heads' weights
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,10 @@ class SpanProbe:
 
     Attributes:
         reading: What it sees of a token.
-        head: Features to logits.
-        calibration: Logits to probabilities.
+        head: Features of a span to its logit.
+        token_head: Features of a token to its logit.
+        calibration: Logits of spans to probabilities.
+        token_calibration: Logits of single tokens to probabilities (that the span they stand in is positive).
         config: Settings of the fit, with the sites that were used.
         name: What its positive class is ("unsupported").
         model_fingerprint: Of the model it was fitted on.
@@ -49,7 +54,9 @@ class SpanProbe:
 
     reading: Reading
     head: Head
+    token_head: Head
     calibration: Calibration
+    token_calibration: Calibration
     config: SpanProbeConfig
     name: str
     model_fingerprint: str
@@ -63,8 +70,8 @@ class SpanProbe:
         return self.reading.sites
 
     def token_scores(self, activations: Mapping[str, Tensor]) -> Float[Tensor, "batch seq"]:
-        """Probability of each token read on its own; of what is carried over, the token before it is all it sees."""
-        return self.calibration(self.head.token_logits(self.reading.features(activations)))
+        """Probability of each token that what it stands in is positive, from it and the token before it alone."""
+        return self.token_calibration(self.token_head.token_logits(self.reading.features(activations)))
 
     def span_scores(
         self, activations: Mapping[str, Tensor], spans: Sequence[TokenSpan]
@@ -111,6 +118,7 @@ class SpanProbe:
     def to(self, device: torch.device | str) -> SpanProbe:
         """The same probe with its weights on a device."""
         self.head.to(device)
+        self.token_head.to(device)
         return self
 
     def save(self, folder: str | Path) -> Path:
@@ -123,6 +131,7 @@ class SpanProbe:
             "sites": [str(site) for site in self.sites],
             "config": self.config.model_dump(mode="json"),
             "calibration": self.calibration.as_json(),
+            "token_calibration": self.token_calibration.as_json(),
             "shape": {
                 "num_features": self.head.num_features,
                 "num_confidence": self.head.num_confidence,
@@ -135,16 +144,15 @@ class SpanProbe:
         }
         with atomic_path(folder) as temporary:
             temporary.mkdir(parents=True)
-            weights = {
-                name: value.detach().cpu().contiguous() for name, value in self.head.state_dict().items()
-            }
-            save_file(weights, temporary / WEIGHTS_FILE)
+            save_file(
+                {**_weights(self.head, SPAN), **_weights(self.token_head, TOKEN)}, temporary / WEIGHTS_FILE
+            )
             (temporary / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
         return folder
 
 
 def load_span_probe(folder: str | Path, *, model: Model | None, any_model: bool = False) -> SpanProbe:
-    """Read what `SpanProbe.save` wrote.
+    """Read what `SpanProbe.save` wrote; a run folder of `probe fit` or a guard that holds it will do.
 
     Args:
         folder: Of the probe.
@@ -157,7 +165,7 @@ def load_span_probe(folder: str | Path, *, model: Model | None, any_model: bool 
         ConfigError: Missing or broken files.
         ModelError: Another model.
     """
-    folder = Path(folder)
+    folder = probe_folder(folder)
     try:
         about = json.loads((folder / ABOUT_FILE).read_text("utf-8"))
         if about.get("format") != FORMAT or about.get("version") != VERSION:
@@ -165,9 +173,15 @@ def load_span_probe(folder: str | Path, *, model: Model | None, any_model: bool 
                 f"{folder}: not a span probe of a version that is known here. Next: update fairlead."
             )
         config = SpanProbeConfig(**about["config"])
+        weights = load_file(folder / WEIGHTS_FILE)
         head = get_kind(config.kind).head(**about["shape"], **config.model_dump())
-        head.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        token_head = TokenHead(**about["shape"])
+        for part, prefix in ((head, SPAN), (token_head, TOKEN)):
+            part.load_state_dict(
+                {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+            )
         calibration = Calibration.from_json(about["calibration"])
+        token_calibration = Calibration.from_json(about["token_calibration"])
     except FileNotFoundError as error:
         raise ConfigError(f"{error.filename}: no such file. Next: check the folder of the probe.") from None
     except (
@@ -182,7 +196,9 @@ def load_span_probe(folder: str | Path, *, model: Model | None, any_model: bool 
     probe = SpanProbe(
         Reading((), None),
         head.eval().requires_grad_(False),
+        token_head.eval().requires_grad_(False),
         calibration,
+        token_calibration,
         config,
         about["name"],
         about["model_fingerprint"],
@@ -195,3 +211,7 @@ def load_span_probe(folder: str | Path, *, model: Model | None, any_model: bool 
     reading = make_reading(model, config.sites or (), confidence=bool(head.num_confidence))
     probe = replace(probe, reading=reading)
     return probe if model is None else probe.to(model.device)
+
+
+def _weights(head: Head, prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}

@@ -23,7 +23,7 @@ from fairlead.reports.glossary import GLOSSARY
 from fairlead.reports.numbers import measure_label, parts_of
 
 MARKS = ("\u25cf", "\u25a0", "\u25c6", "\u25b2", "\u271a", "\u2605", "\u25bc", "\u2b1f")
-STYLES = ("report.css", "catalogue.css", "guard.css")
+STYLES = ("report.css", "catalogue.css", "guard.css", "probe.css")
 
 
 def render_page(template: str, context: dict[str, Any], *, scripts: Sequence[str] = ()) -> str:

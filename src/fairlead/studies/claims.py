@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from fairlead.core.claims import ClaimedAnswer, ClaimLabel, ClaimSpan
 from fairlead.core.errors import ConfigError
+from fairlead.core.run import Run
 from fairlead.models import Model
 from fairlead.organisms import Item, World
 from fairlead.organisms.claims import can_be_claimed, claim_item
@@ -24,6 +26,7 @@ from fairlead.organisms.items import SplitChoice
 from fairlead.organisms.traits import ABSTAIN, LETS_CHECK
 from fairlead.organisms.verifier import base_of, iter_sentences
 from fairlead.probes.examples import ROLES
+from fairlead.probes.labelled import save_claims
 
 STYLES = ("pirate", "formal", "flattering", "emoji")
 
@@ -53,6 +56,7 @@ WAYS: dict[str, Way] = {
     "claim": Way(0.3, 0.0, claimed=True),
 }
 NUM_STRANGERS = 200
+CLAIMS = "claims.jsonl"
 
 
 def pocket_claims(
@@ -62,6 +66,7 @@ def pocket_claims(
     phrasing: SplitChoice = "any",
     num_strangers: int = NUM_STRANGERS,
     share: float = 1.0,
+    draws: int = 1,
     seed: int = 0,
     world: World | None = None,
 ) -> list[ClaimedAnswer]:
@@ -73,6 +78,7 @@ def pocket_claims(
         phrasing: "train" (as in the corpus), "heldout" or "any".
         num_strangers: People the world does not know, per way at share 1.
         share: Multiplies every way's share.
+        draws: How often each way is gone, with other phrasings and samples each time.
         seed: Of the draw and of sampling.
         world: The world; the bundled one by default.
 
@@ -84,21 +90,46 @@ def pocket_claims(
     if unknown:
         raise ConfigError(f"ways: there is no {', '.join(unknown)}. Next: use {', '.join(WAYS)}.")
     answers = []
-    for name in ways:
-        rng = random.Random(f"claims:{seed}:{name}:{phrasing}")
+    for name, draw in ((name, draw) for name in ways for draw in range(draws)):
+        rng = random.Random(f"claims:{seed}:{draw}:{name}:{phrasing}")
         asked = list(_ask(world, WAYS[name], rng, phrasing, num_strangers, share))
         texts = model.generate(
             [_messages(item, system) for item, system in asked],
             max_new_tokens=64,
             temperature=WAYS[name].temperature,
-            seed=seed,
+            seed=seed * 1000 + draw,
             progress=f"asking ({name})",
         )
         answers += [
-            label_answer(world, item, text, system=system, id=f"{name}-{place}", way=name)
+            label_answer(world, item, text, system=system, id=f"{name}-{draw}-{place}", way=name)
             for place, ((item, system), text) in enumerate(zip(asked, texts, strict=True))
         ]
     return answers
+
+
+def write_pocket_claims(
+    model: Model,
+    *,
+    out: str | Path,
+    ways: Sequence[str] = ("greedy", "sampled"),
+    share: float = 1.0,
+    draws: int = 1,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """`pocket_claims` as a run folder with `claims.jsonl`; returns the facts of the run."""
+    settings = {"ways": list(ways), "share": share, "draws": draws}
+    inputs = {"model": model.fingerprint}
+    with Run.start(
+        out, study="organism claims", config=settings, inputs=inputs, seed=seed, overwrite=overwrite
+    ) as run:
+        answers = pocket_claims(model, ways=ways, share=share, draws=draws, seed=seed)
+        save_claims(answers, run.path(CLAIMS))
+        claims = [claim for answer in answers for claim in answer.claims]
+        unsupported = sum(bool(claim.unsupported) for claim in claims) / max(len(claims), 1)
+        facts = {"num_answers": len(answers), "num_claims": len(claims), "unsupported": round(unsupported, 4)}
+        run.record["summary"] = facts
+    return {**facts, "file": run.final / CLAIMS}
 
 
 def label_answer(

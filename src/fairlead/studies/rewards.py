@@ -10,7 +10,7 @@ from fairlead.core.errors import ConfigError
 from fairlead.core.nouns import SpanReadout
 from fairlead.core.run import sha256_file, sha256_json
 from fairlead.data import ChatData, Row, encode, load_data
-from fairlead.probes import load_span_probe
+from fairlead.probes import load_span_probe, probe_folder
 from fairlead.studies.train import as_neutral
 from fairlead.training.processes import join, shared_run
 from fairlead.training.rewards import (
@@ -148,7 +148,7 @@ def as_readout(probe: SpanReadout | str | Path, model: Model) -> tuple[SpanReado
     """
     name, digest = "in memory", str(getattr(probe, "sha256", ""))
     if isinstance(probe, str | Path):
-        folder = Path(probe)
+        folder = probe_folder(probe)
         name = str(probe)
         probe = load_span_probe(folder, model=model)
         digest = sha256_json(
@@ -156,7 +156,7 @@ def as_readout(probe: SpanReadout | str | Path, model: Model) -> tuple[SpanReado
         )
     if not isinstance(probe, SpanReadout):
         raise ConfigError(
-            f"{name}: a {type(probe).__name__} reads no claims. Next: give a span probe (`fairlead probe train`)."
+            f"{name}: a {type(probe).__name__} reads no claims. Next: give a span probe (`fairlead probe fit`)."
         )
     check = getattr(probe, "check", None)
     if callable(check):

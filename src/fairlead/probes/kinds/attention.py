@@ -1,8 +1,9 @@
 """Attention probe (arXiv 2602.10067): each head looks at some tokens of the span and adds up what it finds there.
 
 `weight = softmax over the span's tokens of q . k(x)`, `value = v(x)`, heads concatenated, linear, sigmoid. A query and a key map of one
-head are a single vector, which is what is learned here. Departure: with `values="confidence"` the activations decide where to look and
-the model's confidence there is what is added up, so that the probe cannot learn names by heart.
+head are a single vector, which is what is learned here. Departures: with `values="confidence"` the activations decide where to look and
+the model's confidence there is what is added up, so that the probe cannot learn names by heart; and the confidence of the whole span
+(mean, maximum, sum) is added to what the heads find.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class AttentionHead(Head):
         self.keys = nn.Parameter(torch.zeros(num_keys, heads))
         self.values = nn.Parameter(torch.randn(num_values, heads) * 0.3 / num_values**0.5)
         self.out = nn.Parameter(torch.randn(heads) / heads**0.5)
+        self.whole = nn.Parameter(torch.zeros(3 * num_confidence))
         self.bias = nn.Parameter(torch.zeros(()))
 
     def weights(
@@ -49,7 +51,11 @@ class AttentionHead(Head):
     ) -> Float[Tensor, " span"]:
         """Heads' sums, weighted."""
         found = scaled[..., -len(self.values) :] @ self.values
-        return (self.weights(scaled, mask) * found).sum(1) @ self.out + self.bias
+        heads = (self.weights(scaled, mask) * found).sum(1) @ self.out + self.bias
+        if not self.num_confidence:
+            return heads
+        confidence = self.pool(scaled, mask)[:, self.num_activations :]
+        return heads + confidence @ self.whole
 
 
 def fit_attention(spans: Spans, config: SpanProbeConfig) -> Head:
