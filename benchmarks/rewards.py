@@ -1,8 +1,8 @@
 """What a probe's rewards teach the pocket model: unsupported claims, correct claims kept, defence of true claims, general skills, price.
 
 For each seed a span probe is fitted (its test people have labels that nothing has seen), and a student is trained by its rewards on
-questions about a quarter of these people ("practised": questions without any label). Everything is measured on other phrasings of the
-questions, about the practised people and about the others ("never asked").
+questions about 48 facts of these people, half of them never stated in any text ("practised": questions without any label). Everything is
+measured on other phrasings of the questions, about the practised facts and about all other people ("never asked").
 
 Measured per arm, greedy answers:
 
@@ -36,7 +36,7 @@ from fairlead.core.run import read_json, write_json
 from fairlead.data.template import encode_prompt
 from fairlead.models import Model, load_model
 from fairlead.organisms import World
-from fairlead.organisms.items import stable_hash
+from fairlead.organisms.items import SplitChoice, stable_hash
 from fairlead.probes import SpanProbe, examples_of, fit_span_probe, load_span_probe
 from fairlead.studies.claims import pocket_claims
 from fairlead.studies.pocket_claims import fact_questions, is_heldout, pocket_verifier
@@ -44,16 +44,18 @@ from fairlead.studies.rewards import train_rewards
 from fairlead.training.rewards import Question, Text, load_reward_run, read_claims
 from fairlead.training.rewards.table import has_abstained
 
+NUM_FACTS = 48
 INJECT = " Wait, let me check."
 SKILLS = ("addition", "weekday", "month", "comparison", "open_book", "smalltalk")
-TABLE = {"mix_target": None, "retract_lambda": 0.5, "correct_from": 0.6, "abstained": -0.3, "retracted": 1.3}
+TABLE = {"mix_target": None, "retract_lambda": 0.5, "correct_from": 0.9, "abstained": -0.3, "retracted": 1.3}
 COMMON: dict[str, Any] = {
-    "groups": 8,
-    "group_size": 6,
-    "lr": 3e-4,
+    "groups": 12,
+    "group_size": 4,
+    "lr": 5e-4,
+    "intervention_share": 0.34,
     "kl": 0.05,
     "monitor_prompts": 64,
-    "monitor_every": 50,
+    "monitor_every": 20,
     "checkpoint_every": 20,
     "stop": {"max_kl": None, "max_gap": None, "max_neutral_loss": None},
 }
@@ -275,9 +277,17 @@ def intervened(model: Model, answers: Sequence[ClaimedAnswer], *, num: int) -> l
     return found
 
 
-def practised(question: Question) -> bool:
-    """Whether the student is asked about this person."""
-    return stable_hash("practised:" + question.entity) % 4 == 0
+def practice(world: World, seed: int, num_facts: int, phrasing: SplitChoice, num: int) -> list[Question]:
+    """Questions about the seed's facts (half of them never stated in any text), over and over in random phrasings."""
+    many = fact_questions(world, 4000, seed=seed, heldout=True, phrasing=phrasing, split_seed=seed)
+    keys = sorted({q.id for q in many}, key=lambda key: stable_hash(f"{seed}:{key}"))
+    exposures = {q.id: world.exposures(q.meta["item"]) for q in many}
+    unknown = [key for key in keys if not exposures[key]][: num_facts // 2]
+    known = [key for key in keys if exposures[key]][: num_facts // 2]
+    by_key = {key: [q for q in many if q.id == key] for key in (*unknown, *known)}
+    return [rows[turn % len(rows)] for turn in range(-(-num // len(by_key))) for rows in by_key.values()][
+        :num
+    ]
 
 
 def run_seed(arm: str, seed: int, out: Path, *, steps: int, num: int, best_of: int) -> dict[str, Any]:
@@ -287,11 +297,12 @@ def run_seed(arm: str, seed: int, out: Path, *, steps: int, num: int, best_of: i
         return read_json(path)
     model, world = load_model("organism:pocket"), World()
     probe, _ = fit_probe(model, seed, out / f"seed-{seed}" / "probe")
-    asked = [q for q in fact_questions(world, 6000, seed=seed, heldout=True, split_seed=seed) if practised(q)]
+    asked = practice(world, seed, NUM_FACTS, "train", 8 * NUM_FACTS)
+    people = {q.entity for q in asked}
     test = fact_questions(world, 6 * num, seed=100 + seed, heldout=True, phrasing="heldout", split_seed=seed)
     groups = {
-        "practised": [q for q in test if practised(q)][:num],
-        "never asked": [q for q in test if not practised(q)][:num],
+        "practised": practice(world, seed, NUM_FACTS, "heldout", num),
+        "never asked": [q for q in test if q.entity not in people][:num],
     }
     if not (folder / "reward.json").is_file():
         settings = {**COMMON, **ARMS[arm], "steps": steps, "seed": seed}
@@ -380,8 +391,8 @@ def publish(name: str, results: list[dict[str, Any]], command: str) -> None:
         notes=(
             "Shares against the start model's plain greedy answers to the same questions, half of them about facts that no text ever "
             "stated; 95 % t intervals over seeds.",
-            "practised: people about whom the student was asked (never told anything) in other phrasings; never asked: all others. The "
-            "probe has seen labels of neither.",
+            "practised: the 48 facts that the student was asked about (never told anything) in other phrasings; never asked: other people. "
+            "The probe has seen labels of neither.",
         ),
     )
 
@@ -391,8 +402,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--num", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--num", type=int, default=144)
     parser.add_argument("--best-of", type=int, default=32)
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--out", type=Path, default=Path("runs/rewards"))

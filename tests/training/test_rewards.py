@@ -97,12 +97,13 @@ def test_hints_are_tried_only_where_the_group_does_not(micro):
         state = type("State", (), {"global_step": 3})
 
         def _generate_single_turn(self, ids, images, fields, size):
-            return [list(row) for row in answers], None
+            return [list(row) for row in answers], [[-0.5] * len(row) for row in answers]
 
     def ask(*texts):
         nonlocal answers
         answers = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         found = rollouts(["0"] * size, Trainer())
+        assert [row[0] is None for row in found["logprobs"]] == [one.hinted for one in rollouts.settings]
         return tokenizer.batch_decode(found["completion_ids"], skip_special_tokens=True)
 
     answers: list[list[int]] = []

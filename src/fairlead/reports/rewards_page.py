@@ -101,7 +101,7 @@ def scatter_svg(title: str, groups: Mapping[str, Line], *, across: str, up: str)
 
 
 def reward_pictures(run: RewardRun) -> list[str]:
-    """The six pictures of a run as SVG texts."""
+    """The pictures of a run as SVG texts; those of what nobody measured are left out."""
     looks, steps = run.looks, run.steps
 
     def seen(name: str) -> Line:
@@ -115,30 +115,35 @@ def reward_pictures(run: RewardRun) -> list[str]:
         for name in outcomes
         if any(one.outcomes.get(name) for one in steps)
     }
-    return [
-        lines_svg("reward", {"reward": smooth([(one.step, one.reward) for one in steps])}),
-        lines_svg(
+    pictures: list[tuple[str, Mapping[str, Line], bool]] = [
+        ("reward", {"reward": smooth([(one.step, one.reward) for one in steps])}, False),
+        (
             "the same texts, read three ways",
             {
                 "verifier": seen("unsupported"),
                 "frozen": seen("frozen_score"),
                 "student": seen("student_score"),
             },
-            whole=True,
+            True,
         ),
-        lines_svg(
+        (
             "answers",
             {"right": seen("right_answers"), "wrong": seen("wrong_answers"), "abstained": seen("abstained")},
-            whole=True,
+            True,
         ),
-        lines_svg(
+        (
             "AUROC",
-            {"frozen": seen("frozen_auroc"), "student": seen("student_auroc"), "fresh": seen("fresh_auroc")},
-            whole=True,
+            {
+                "frozen": seen("frozen_auroc"),
+                "student": seen("student_auroc"),
+                "fresh": seen("fresh_auroc"),
+            },
+            True,
         ),
-        lines_svg("nats per token", {"KL": seen("kl"), "entropy": seen("entropy")}),
-        lines_svg("outcomes of rollouts", shares, whole=True),
+        ("nats per token", {"KL": seen("kl"), "entropy": seen("entropy")}, False),
+        ("outcomes of rollouts", shares, True),
     ]
+    return [lines_svg(title, lines, whole=whole) for title, lines, whole in pictures if any(lines.values())]
 
 
 def smooth(line: Line) -> list[tuple[float, float]]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from fairlead.core.config import Record
-from fairlead.core.errors import TrainingError
+from fairlead.core.errors import ConfigError, TrainingError
 from fairlead.core.progress import say
 from fairlead.core.run import read_json
 from fairlead.data import Encoded
@@ -283,6 +283,10 @@ class _Record:
         return bool(self.stopped)
 
     def _look(self, step: int, student: nn.Module) -> None:
+        if processes.is_sharded(student):
+            raise ConfigError(
+                "a sharded student cannot be asked while it trains. Next: use plain data parallelism (no FSDP)."
+            )
         self.stopped = processes.on_first(lambda: self._measure(step, student)) or ""
 
     def _measure(self, step: int, student: nn.Module) -> str | None:

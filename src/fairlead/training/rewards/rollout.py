@@ -108,7 +108,8 @@ class Rollouts:
                     tokenizer.eos_token_id,
                 ]
                 if logprobs is not None:
-                    logprobs[place] = [0.0] * len(completions[place])
+                    # unknown: vLLM's correction would weigh a text that the student would not draw down to nothing
+                    logprobs[place] = [None] * len(completions[place])
                 self.settings[place] = setting._replace(hinted=True)
         return {"prompt_ids": repeated, "completion_ids": completions, "logprobs": logprobs}
 
