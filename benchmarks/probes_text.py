@@ -170,7 +170,8 @@ def main() -> None:
             columns=COLUMNS,
             rows=rows,
             notes=(
-                f"AUROC on {given.num} texts of each set, 30 % held out, of reviews the first 900 characters; mean and 95 % t interval over {given.seeds} seeds.",
+                f"AUROC on {given.num} texts of each set, 30 % held out, of reviews the first 900 characters; mean and 95 % t interval "
+                f"over {given.seeds} seeds.",
             ),
         )
 

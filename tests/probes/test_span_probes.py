@@ -198,7 +198,7 @@ def test_a_lora_probe_leaves_no_trace_and_survives_its_folder(tmp_path, pocket, 
     from fairlead.probes import fit_span_probe
     from fairlead.probes.scoring import score_texts
 
-    some = [e for e in examples if e.meta["way"] == "sampled"][:200]
+    some = [e for e in examples if e.meta["way"] == "sampled"][::3]
     before = pocket.fingerprint
     fitted = fit_span_probe(pocket, some, sites=(SITE,), kind="lora", rank=2, lora_epochs=1)
     assert pocket.fingerprint == before and all(p.requires_grad for p in pocket.hf.parameters())
