@@ -227,7 +227,7 @@ def guard_serve(
 
     Example:
 
-        fairlead guard serve organism:pocket --probe runs/guard --port 8080  # until Ctrl-C
+        fairlead guard serve organism:pocket --probe runs/guard --port 8080
     """
     from fairlead.cli.show import show_facts
     from fairlead.core.errors import ConfigError
