@@ -10,6 +10,7 @@ Measured per arm, greedy answers:
 - `system`: the answer is read, a claim above the threshold (5 % of the start model's right answers) is stopped with the injected text,
   and the student goes on; a claim that is taken back does not count, a corrected one counts as corrected.
 - `in-context`: the next question after a turn with an intervention in it, without one of its own.
+- "interventions" rewards checks alone, as the paper does; "interventions+plain" rewards plain answers, too.
 - `maintained`: flagged claims that are true and stay; `defended`: the same for true claims stopped although not flagged.
 - `best of 32`: sampled, chosen by the probe on the frozen copy.
 - general skills: right answers to the world's other questions.
@@ -60,7 +61,14 @@ COMMON: dict[str, Any] = {
     "stop": {"max_kl": None, "max_gap": None, "max_neutral_loss": None},
 }
 ARMS: dict[str, dict[str, Any]] = {
-    "rewards": {
+    "interventions": {
+        "intervention_share": 1.0,
+        "hints": ("I do not know.",),
+        "defences": ("Yes, {claim}",),
+        "unflagged_share": 0.5,
+        "table": TABLE,
+    },
+    "interventions+plain": {
         "hints": ("I do not know.",),
         "defences": ("Yes, {claim}",),
         "unflagged_share": 0.5,
@@ -379,7 +387,7 @@ def publish(name: str, results: list[dict[str, Any]], command: str) -> None:
                 for key, found in kept.items()
             }
             rows.append(
-                {"title": f"{arm}, {group}", "cells": cells, "values": kept, "bold": arm == "rewards"}
+                {"title": f"{arm}, {group}", "cells": cells, "values": kept, "bold": arm == "interventions"}
             )
     write_table(
         name,
