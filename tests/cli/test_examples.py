@@ -57,11 +57,6 @@ ORDER = [
     "guard view",
     "reward train",
     "reward page",
-    "organism claims",
-    "probe claims",
-    "probe fit",
-    "probe evaluate",
-    "probe score",
 ]
 SLOW = ["organism build", "demo"]  # above 20 s on one thread
 UNTIL_STOPPED = ["guard serve"]  # tests/guard/test_cli.py starts and stops it
@@ -72,17 +67,6 @@ def example_words(name: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in examples(COMMANDS[tuple(name.split())])]
 
 
-def write_probe(folder: Path) -> None:
-    """A span probe of the pocket model."""
-    from fairlead.models import load_model
-    from fairlead.probes import examples_of, fit_span_probe
-    from fairlead.studies.claims import pocket_claims
-
-    model = load_model("organism:pocket")
-    answers = pocket_claims(model, ways=("greedy",), share=0.2)
-    fit_span_probe(model, examples_of(answers), sites=("layers.3.resid_post",)).probe.save(folder)
-
-
 def test_no_command_is_left_out():
     assert sorted(ORDER + SLOW + UNTIL_STOPPED) == sorted(" ".join(words) for words in COMMANDS)
 
@@ -90,8 +74,6 @@ def test_no_command_is_left_out():
 def test_the_examples_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ORDER:
-        if name == "reward train" and not Path("runs/probe").is_dir():
-            write_probe(Path("runs/probe"))
         for words in example_words(name):
             code = run(words)
             out, err = capsys.readouterr()

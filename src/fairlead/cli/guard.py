@@ -68,7 +68,7 @@ def guard_calibrate(
 
     Example:
 
-        fairlead guard calibrate organism:pocket runs/labelled/claims.jsonl --probe runs/probe/probe --fpr 0.05 --out runs/guard
+        fairlead guard calibrate organism:pocket runs/labelled/claims.jsonl --probe runs/probe --fpr 0.05 --out runs/guard
     """
     from fairlead.cli.show import show_facts
     from fairlead.core.errors import ConfigError

@@ -194,7 +194,7 @@ def probe_evaluate(
 
     Example:
 
-        fairlead probe evaluate organism:pocket runs/probe/probe runs/labelled/claims.jsonl --out runs/probe-again
+        fairlead probe evaluate organism:pocket runs/probe runs/labelled/claims.jsonl --out runs/probe-again
     """
     from fairlead.models import load_model
     from fairlead.reports.probe_page import write_probe_page
@@ -234,7 +234,7 @@ def probe_score(
 
     Example:
 
-        fairlead probe score organism:pocket runs/probe/probe "Naltidil keeps a dog." --prompt "Which pet does Naltidil have?"
+        fairlead probe score organism:pocket runs/probe "Naltidil keeps a dog." --prompt "Which pet does Naltidil have?"
     """
     from fairlead.models import load_model
     from fairlead.studies.probes import score_text
@@ -265,7 +265,7 @@ def _finish(command: str, found: Any, folder: Path, *, as_json: bool, probe: Pat
     finish(
         command,
         as_json=as_json,
-        run=found.folder,
+        run=folder,
         result=facts,
         show=lambda console: show_probes(console, found),
     )

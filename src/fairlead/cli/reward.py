@@ -141,7 +141,7 @@ def reward_train(
     finish(
         "reward train",
         as_json=as_json,
-        run=run.folder,
+        run=folder,
         result={
             "first": looks[0],
             "last": looks[-1],
@@ -159,9 +159,9 @@ def reward_page(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="Folder of a training by rewards.", show_default=False)
     ],
-    out: Annotated[
+    file: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="HTML file; reward.html in the run folder by default."),
+        typer.Option("--file", metavar="FILE", help="HTML file; reward.html in the run folder by default."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -171,18 +171,18 @@ def reward_page(
 
     Example:
 
-        fairlead reward page runs/reward --out runs/reward.html
+        fairlead reward page runs/reward --file runs/reward.html
     """
     from fairlead.reports import write_rewards
     from fairlead.training.rewards import load_reward_run
 
-    path = write_rewards(out or run / "reward.html", load_reward_run(run))
+    path = write_rewards(file or run / "reward.html", load_reward_run(run))
     finish(
         "reward page",
         as_json=as_json,
-        run=path,
+        run=run,
         result={"page": path},
-        show=lambda console: None,
+        show=lambda console: console.print(str(path), markup=False),
     )
 
 

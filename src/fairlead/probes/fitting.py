@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from fairlead.core.claims import ClaimedAnswer
 from fairlead.core.errors import ConfigError
 from fairlead.core.progress import say
 from fairlead.core.run import sha256_json
 from fairlead.core.stats import auroc
 from fairlead.probes.calibrating import Calibration, expected_calibration_error, fit_calibration
-from fairlead.probes.examples import Example
+from fairlead.probes.examples import Example, examples_of
 from fairlead.probes.harvesting import Harvest, harvest
 from fairlead.probes.head import Head, SpanProbeConfig, Spans, pad_spans
 from fairlead.probes.kinds import get_kind
@@ -63,6 +64,17 @@ def part_of(group: str, config: SpanProbeConfig) -> str:
     if draw < config.test_share:
         return "test"
     return "calibration" if draw < config.test_share + config.calibration_share else "fit"
+
+
+def held_out(answers: Sequence[ClaimedAnswer], probe: SpanProbe) -> list[ClaimedAnswer]:
+    """Answers that a probe was not fitted on: all of them, or, where they hold its own data, those of its test part."""
+    try:
+        same = sha256_json([e.model_dump(mode="json") for e in examples_of(answers)]) == probe.data_sha256
+    except ConfigError:  # no labelled claim among them
+        return list(answers)
+    if not same:
+        return list(answers)
+    return [one for one in answers if part_of(one.entity or one.id, probe.config) == "test"]
 
 
 def default_sites(model: Model) -> tuple[str, ...]:

@@ -63,6 +63,19 @@ def save_claims(answers: list[ClaimedAnswer], path: str | Path) -> Path:
     return path
 
 
+def load_questions(path: str | Path) -> list[ClaimedAnswer] | None:
+    """The prompts of JSONL of answers (labelled or not), with nothing said yet; None where the file is another kind of data set.
+
+    Raises:
+        DataError: As `load_claims`.
+    """
+    keys = _first_keys(Path(path))
+    if not keys >= {"messages", "response"}:
+        return None
+    read = load_claims(path) if "claims" in keys else load_answers(path)
+    return [one.model_copy(update={"response": "", "claims": ()}) for one in read]
+
+
 def load_examples(path: str | Path, *, task: Task = "classify", positive: str | None = None) -> list[Example]:
     """Read what a probe is fitted on.
 
@@ -91,6 +104,17 @@ def load_examples(path: str | Path, *, task: Task = "classify", positive: str | 
             source=str(path),
         )
     return examples
+
+
+def _first_keys(path: Path) -> frozenset[str]:
+    if path.suffix != ".jsonl" or not path.is_file():
+        return frozenset()
+    try:
+        with open(path, encoding="utf-8") as handle:
+            first = json.loads(handle.readline())
+    except ValueError:  # not JSON, or not UTF-8: the loader of data sets says what is wrong
+        return frozenset()
+    return frozenset(first) if isinstance(first, dict) else frozenset()
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -6,7 +6,6 @@ checked claim by claim. Calibrate: answers with labelled claims are read and the
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from fairlead.core.claims import ClaimedAnswer, ClaimSpan
 from fairlead.core.config import Record
 from fairlead.core.errors import ConfigError
+from fairlead.core.progress import say
 from fairlead.core.run import Run, read_json, read_run, sha256_file
 from fairlead.data import ChatData
 from fairlead.guard import Calibration, Guard, GuardedAnswer, Policy, calibrate_guard
@@ -23,7 +23,9 @@ from fairlead.guard.folder import load_guard, save_guard
 from fairlead.models import Model
 from fairlead.organisms import World
 from fairlead.organisms.facts import Fact, fact_item
-from fairlead.probes.labelled import load_answers, load_claims
+from fairlead.probes import SpanProbe
+from fairlead.probes.fitting import held_out
+from fairlead.probes.labelled import load_claims, load_questions
 from fairlead.studies.claims import label_answer
 from fairlead.studies.steering import prompts_of
 
@@ -199,29 +201,14 @@ def world_verifier(world: World | None = None) -> Verify:
 
 def _asked(data: ChatData | str | Path, num: int) -> list[ClaimedAnswer]:
     """The prompts of a data set, or of answers with claims (whose facts a verifier may know), with nothing said yet."""
-    if isinstance(data, str | Path) and (keys := _keys_of_answers(data)):
-        read = load_claims(data) if "claims" in keys else load_answers(data)
+    if isinstance(data, str | Path) and (read := load_questions(data)) is not None:
         step = max(1.0, len(read) / num)  # from all over the file: such files are often sorted
         read = [read[int(place * step)] for place in range(min(num, len(read)))]
-        return [one.model_copy(update={"response": "", "claims": ()}) for one in read]
+        return read
     prompts = [tuple(turn.as_dict() for turn in prompt) for prompt in prompts_of(data, num)]
     return [
         ClaimedAnswer(id=str(place), messages=prompt, response="") for place, prompt in enumerate(prompts)
     ]
-
-
-def _keys_of_answers(path: str | Path) -> frozenset[str]:
-    """Keys of the first record, where a file is JSONL of answers; none for a data set."""
-    path = Path(path)
-    if path.suffix != ".jsonl" or not path.is_file():
-        return frozenset()
-    try:
-        with open(path, encoding="utf-8") as handle:
-            first = json.loads(handle.readline())
-    except ValueError:  # not JSON, or not UTF-8: the loader of data sets says what is wrong
-        return frozenset()
-    keys = frozenset(first) if isinstance(first, dict) else frozenset()
-    return keys if keys >= {"response", "messages"} else frozenset()
 
 
 def _verdicts(verify: Verify | None, asked: ClaimedAnswer, answer: GuardedAnswer) -> tuple[ClaimSpan, ...]:
@@ -262,13 +249,19 @@ def calibrate_to_folder(
         raise ConfigError(f"--fpr {target} must lie between 0 and 1. Next: try 0.05.")
     read = load_claims(answers)[:max_records]
     guard, sha = load_guard(probe, model), sha256_file(answers)
+    if isinstance(guard.readout, SpanProbe):
+        kept = held_out(read, guard.readout)
+        if len(kept) < len(read):
+            say(
+                f"the probe was fitted on these answers: calibrating on the {len(kept):,} that it was tested on"
+            )
+        read = kept
     config = {"target": target, "level": level, "max_records": max_records, "probe": str(probe)}
     inputs = {"model": model.fingerprint, "answers": sha}
     with Run.start(
         out, study="guard calibrate", config=config, inputs=inputs, overwrite=overwrite, resume=False
     ) as run:
         found = calibrate_guard(guard, read, target=target, level=level, sha256=sha)
-        source = Path(probe) / "probe" if (Path(probe) / "guard.json").is_file() else Path(probe)
-        save_guard(run.folder, source, found, model)
+        save_guard(run.folder, probe, found, model)
         run.finish(found.model_dump(mode="json"))
     return found

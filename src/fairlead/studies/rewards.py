@@ -11,6 +11,7 @@ from fairlead.core.nouns import SpanReadout
 from fairlead.core.run import sha256_file, sha256_json
 from fairlead.data import ChatData, Row, encode, load_data
 from fairlead.probes import load_span_probe, probe_folder
+from fairlead.probes.labelled import load_questions
 from fairlead.studies.train import as_neutral
 from fairlead.training.processes import join, shared_run
 from fairlead.training.rewards import (
@@ -128,12 +129,19 @@ def train_rewards(
 
 
 def as_questions(data: QuestionsLike) -> tuple[list[Question], str]:
-    """Questions and where they came from.
+    """Questions and where they came from; of JSONL of answers, each question once.
 
     Raises:
         DataError: A row has no question.
     """
     if isinstance(data, str | Path):
+        answered = load_questions(data)
+        if answered is not None:
+            asked = {
+                sha256_json(list(one.messages)): Question(one.id, one.messages, one.entity, one.meta)
+                for one in answered
+            }
+            return list(asked.values()), str(data)
         data = load_data(data)
     if isinstance(data, ChatData):
         return questions_of(data), data.source
