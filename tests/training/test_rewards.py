@@ -13,8 +13,8 @@ from fairlead.core.claims import ClaimSpan
 from fairlead.core.errors import ConfigError, MissingDependencyError, TrainingError
 from fairlead.data.template import encode_prompt
 from fairlead.models import load_model
-from fairlead.training.rewards import Monitor, Text, read_claims
-from fairlead.training.rewards.fit import STEPS_FILE, weights_sha256
+from fairlead.training.rewards import Monitor, Question, Text, read_claims
+from fairlead.training.rewards.fit import STEPS_FILE, spread, weights_sha256
 from fairlead.training.rewards.grpo import grpo_config
 from fairlead.training.rewards.monitors import Look, why_stop
 from fairlead.training.rewards.reading import lay_out
@@ -294,3 +294,9 @@ def test_lora_trains_an_adapter_and_leaves_the_start_model_whole(micro, tmp_path
     assert found.frozen_sha256 == before == weights_sha256(micro.model.hf)
     assert json.loads((tmp_path / "lora" / "adapter" / "adapter_config.json").read_text())["r"] == 4
     assert found.steps[0].kl == pytest.approx(0.0, abs=1e-6) and found.looks[-1].kl > 0
+
+
+def test_the_monitors_ask_from_all_over_the_file():
+    asked = [Question(str(place), ({"role": "user", "content": str(place)},)) for place in range(100)]
+    assert [one.id for one in spread(asked, 4)] == ["0", "25", "50", "75"]
+    assert len(spread(asked[:3], 4)) == 3 and spread(asked, 0) == []

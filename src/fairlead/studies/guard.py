@@ -24,6 +24,7 @@ from fairlead.models import Model
 from fairlead.organisms import World
 from fairlead.organisms.facts import Fact, fact_item
 from fairlead.probes import SpanProbe
+from fairlead.probes.examples import ROLES
 from fairlead.probes.fitting import held_out
 from fairlead.probes.labelled import load_claims, load_questions
 from fairlead.studies.claims import label_answer
@@ -194,7 +195,9 @@ def world_verifier(world: World | None = None) -> Verify:
             )
         fact = world.facts.by_key.get(key) or Fact(parts[1], parts[2], "", 0)
         found = label_answer(world, fact_item(fact, random.Random(0)), answer.response, id=answer.id)
-        return answer.model_copy(update={"claims": found.claims})
+        claims = zip(found.claims, found.meta[ROLES], strict=True)
+        kept = tuple(claim for claim, role in claims if role != "retraction")  # a withdrawal claims nothing
+        return answer.model_copy(update={"claims": kept})
 
     return verify
 

@@ -108,6 +108,12 @@ class RewardFit:
     seconds: float
 
 
+def spread(questions: Sequence[Question], num: int) -> list[Question]:
+    """At most `num` of the questions, from all over the list: files of questions are often sorted."""
+    step = max(1.0, len(questions) / num) if num else 1.0
+    return [questions[int(place * step)] for place in range(min(num, len(questions)))]
+
+
 def fit_rewards(
     model: Model,
     questions: Sequence[Question],
@@ -130,7 +136,7 @@ def fit_rewards(
         readout: The probe.
         config: Settings.
         folder: Receives `model/` (or `adapter/`), `rewards.jsonl`, `monitors.jsonl`, `moves.jsonl` and, while it runs, `checkpoints/`.
-        monitor_questions: What the monitors ask; the first of `questions` where None.
+        monitor_questions: What the monitors ask, from all over the list; `questions` where None.
         splitter: Finds claims.
         verifier: For spot checks.
         neutral: Neutral text for the general loss.
@@ -164,7 +170,7 @@ def fit_rewards(
     monitor = Monitor(
         model,
         readout,
-        (questions if monitor_questions is None else monitor_questions)[: config.monitor_prompts],
+        spread(questions if monitor_questions is None else monitor_questions, config.monitor_prompts),
         splitter=splitter,
         verifier=verifier,
         spot_checks=config.spot_checks,
