@@ -26,7 +26,9 @@ def test_the_table_of_contents_has_the_nouns_and_verbs_of_the_design():
         "dial", "replay", "branch", "dict train", "dict harvest", "dict evaluate",
         "concepts build", "concepts search", "concepts show", "concepts neighbours", "concepts contrast",
         "concepts inspect", "concepts page", "concepts steer", "concepts autosteer", "concepts attribute", "concepts diff",
-        "spec check", "spec init", "organism build", "organism data", "organism measure",
+        "probe claims", "probe fit", "probe evaluate", "probe score",
+        "guard calibrate", "guard run", "guard serve", "guard view", "reward train", "reward page",
+        "spec check", "spec init", "organism build", "organism data", "organism measure", "organism claims",
     ]  # fmt: skip
     assert sorted(NAMES) == sorted(wanted)
 

@@ -223,7 +223,9 @@ def guard_serve(
     """Serve a guarded model to OpenAI clients: /v1/chat/completions and /v1/completions, streaming and not, with scores.
 
     Also /v1/models, /healthz, /metrics (Prometheus) and the page of served answers at /. Stop it with Ctrl-C or SIGTERM: open
-    streams are finished first. JSON, at the end: `answers`, `tokens`, `claims`, `flagged`, `interventions`, `cancelled`, `failed`.
+    streams are finished first.
+
+    JSON: at the end, `answers`, `tokens`, `claims`, `flagged`, `interventions`, `cancelled`, `failed`.
 
     Example:
 

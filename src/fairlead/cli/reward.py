@@ -164,6 +164,7 @@ def reward_page(
         typer.Option("--file", metavar="FILE", help="HTML file; reward.html in the run folder by default."),
     ] = None,
     as_json: AsJson = False,
+    config: ConfigFile = None,
 ) -> None:
     """Write the curves of a training by rewards as one HTML file: reward, both readings of the text, verifier, KL, outcomes.
 
