@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -81,7 +82,7 @@ class Spans(NamedTuple):
         )
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """Logits of tokens and spans from features as read; the base of every kind.
 
     Features are standardised over the tokens of the fit; carried columns of a span's first token are at their mean.
@@ -154,11 +155,11 @@ class Head(nn.Module):
         """Logit of every span."""
         return self.logits(self.scaled_spans(features), mask)
 
+    @abstractmethod
     def logits(
         self, scaled: Float[Tensor, "span token feature"], mask: Bool[Tensor, "span token"]
     ) -> Float[Tensor, " span"]:
         """Logit of every span from standardised features: what a kind defines."""
-        raise NotImplementedError
 
     def loss(
         self,

@@ -157,45 +157,52 @@ def make_trainer(
     return trainer
 
 
-def sft_config(hf: PreTrainedModel, config: TrainConfig, folder: Path) -> Any:
-    """TRL's settings for ours; nothing is logged, reported or pushed."""
-    from trl import SFTConfig
-
-    device = next(hf.parameters()).device
+def shared_settings(model: nn.Module, config: Any, folder: Path) -> dict[str, Any]:
+    """What all of TRL's trainers are told, from a `TrainConfig` or a `RewardConfig`; nothing is logged, reported or pushed."""
+    device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     bf16 = config.precision == "bfloat16" or (
         config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
     )
+    return {
+        "output_dir": str(folder),
+        "max_steps": config.steps,
+        "gradient_accumulation_steps": config.accumulate,
+        "learning_rate": config.lr,
+        "lr_scheduler_type": config.schedule if config.schedule != "constant" else "constant_with_warmup",
+        "warmup_steps": min(config.warmup_steps, config.steps),
+        "max_grad_norm": config.max_grad_norm,
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "bf16": bf16,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "use_cpu": device.type == "cpu",
+        "ddp_find_unused_parameters": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": on_gpu,
+        "report_to": "none",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "save_strategy": "steps" if 0 < config.checkpoint_every < config.steps else "no",
+        "save_steps": config.checkpoint_every or 500,
+        "save_total_limit": 1,
+        "push_to_hub": False,
+    }
+
+
+def sft_config(hf: PreTrainedModel, config: TrainConfig, folder: Path) -> Any:
+    """TRL's settings for ours."""
+    from trl import SFTConfig
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated.*")
         return SFTConfig(
-            output_dir=str(folder),
-            max_steps=config.steps,
+            **shared_settings(hf, config, folder),
             per_device_train_batch_size=config.batch_size,
-            gradient_accumulation_steps=config.accumulate,
-            learning_rate=config.lr,
-            lr_scheduler_type=config.schedule if config.schedule != "constant" else "constant_with_warmup",
-            warmup_steps=min(config.warmup_steps, config.steps),
             weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            seed=config.seed,
-            data_seed=config.seed,
-            bf16=bf16,
-            gradient_checkpointing=config.gradient_checkpointing,
-            use_cpu=device.type == "cpu",
-            ddp_find_unused_parameters=False,
             dataset_kwargs={"skip_prepare_dataset": True},
             remove_unused_columns=False,
             max_length=None,
-            dataloader_num_workers=0,
-            dataloader_pin_memory=on_gpu,
-            report_to="none",
-            logging_strategy="no",
-            disable_tqdm=True,
-            save_strategy="steps" if 0 < config.checkpoint_every < config.steps else "no",
-            save_steps=config.checkpoint_every or 500,
-            save_total_limit=1,
-            push_to_hub=False,
         )
 
 

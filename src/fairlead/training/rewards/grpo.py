@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fairlead.core.errors import MissingDependencyError, RunError, TrainingError
 from fairlead.core.progress import Meter
-from fairlead.training.adapter import STATE_KEY, last_checkpoint, quiet_transformers, release
+from fairlead.training.adapter import STATE_KEY, last_checkpoint, quiet_transformers, release, shared_settings
 from fairlead.training.processes import num_processes
 from fairlead.training.rewards.advantages import dense_advantages
 from fairlead.training.rewards.config import RewardConfig
@@ -164,7 +164,7 @@ def make_grpo(
 
 
 def grpo_config(student: PreTrainedModel, config: RewardConfig, folder: Path) -> GRPOConfig:
-    """TRL's settings for ours; nothing is logged, reported or pushed.
+    """TRL's settings for ours.
 
     Raises:
         MissingDependencyError: vLLM is asked for and not installed.
@@ -173,48 +173,24 @@ def grpo_config(student: PreTrainedModel, config: RewardConfig, folder: Path) ->
 
     if config.rollouts == "vllm":
         check_vllm()
-    device = next(student.parameters()).device
-    on_gpu = device.type == "cuda"
-    bf16 = config.precision == "bfloat16" or (
-        config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
-    )
-    return GRPOConfig(
-        output_dir=str(folder),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.groups * config.group_size // config.accumulate,
-        gradient_accumulation_steps=config.accumulate,
-        steps_per_generation=config.accumulate,
-        num_generations=config.group_size,
-        num_iterations=1,
-        max_completion_length=config.max_new_tokens,
-        temperature=config.temperature,
-        shuffle_dataset=False,
-        beta=config.kl,
-        loss_type="dapo",
-        scale_rewards="group" if config.scale_advantages else "none",
-        learning_rate=config.lr,
-        lr_scheduler_type=config.schedule if config.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=min(config.warmup_steps, config.steps),
-        max_grad_norm=config.max_grad_norm,
-        disable_dropout=True,
-        use_vllm=config.rollouts == "vllm",
-        vllm_mode=config.vllm_mode,
-        seed=config.seed,
-        data_seed=config.seed,
-        bf16=bf16,
-        gradient_checkpointing=config.gradient_checkpointing,
-        use_cpu=device.type == "cpu",
-        ddp_find_unused_parameters=False,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=on_gpu,
-        report_to="none",
-        logging_strategy="no",
-        disable_tqdm=True,
-        save_strategy="steps" if 0 < config.checkpoint_every < config.steps else "no",
-        save_steps=config.checkpoint_every or 500,
-        save_total_limit=1,
-        push_to_hub=False,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated.*")
+        return GRPOConfig(
+            **shared_settings(student, config, folder),
+            per_device_train_batch_size=config.groups * config.group_size // config.accumulate,
+            steps_per_generation=config.accumulate,
+            num_generations=config.group_size,
+            num_iterations=1,
+            max_completion_length=config.max_new_tokens,
+            temperature=config.temperature,
+            shuffle_dataset=False,
+            beta=config.kl,
+            loss_type="dapo",
+            scale_rewards="group" if config.scale_advantages else "none",
+            disable_dropout=True,
+            use_vllm=config.rollouts == "vllm",
+            vllm_mode=config.vllm_mode,
+        )
 
 
 def check_vllm() -> None:
