@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 
 from fairlead.core.nouns import Direction
+from fairlead.core.records import SpecExample
 from fairlead.core.site import Site
 from fairlead.data import encode
 from fairlead.training import ControlConfig, TrainConfig, make_control
 from fairlead.training.batching import Composer, pop_view
 from fairlead.training.directions import clause_directions, random_like, readout_directions
-from fairlead.training.evidence import Evidence, measure_gain
+from fairlead.training.evidence import Evidence, measure_gain, row_sums, token_rises, typical_rise
+from fairlead.training.expert import train_expert
 
 world = sys.modules["micro_world"]
 STEPS = TrainConfig(steps=30, batch_size=16, lr=5e-3, checkpoint_every=0, observe=False)
@@ -75,3 +78,25 @@ def test_a_readout_is_a_candidate_with_its_measured_gain(micro):
         noise.append(measure_gain(setup, fake, list(range(32))).gain)
     gain = measure_gain(setup, real, list(range(32))).gain
     assert gain > 2 * sum(noise) / len(noise), f"random directions of equal norm do as much: {gain}, {noise}"
+
+
+def test_what_an_expert_explains_is_told_by_examples_it_has_not_seen(micro):
+    examples = tuple(
+        SpecExample(prompt=f"q{i}", text=world.pirate(f"a{i}"), instead=f"a{i}") for i in range(world.NUM)
+    )
+    setup = setup_of(micro)
+    clause = setup.plan.spec.clause("avoid.1").model_copy(update={"examples": examples})
+    expert = train_expert(setup, clause, steps=15, lr=3e-3, data=None)
+    assert expert.unseen == (2, 5) and expert.label == "expert, 15 steps on 6 examples of the clause"
+    shown = [world.chat(example.prompt, example.text) for example in examples]
+    two = [shown[2], shown[5]]
+    unseen = replace(setup, rows=two, encoded=setup.encode(two))
+    level = typical_rise(setup, clause, expert)
+    assert level is not None and level > 0
+    assert abs(level - float(row_sums(token_rises(unseen, expert)).mean()) / 3) < 1e-4
+    loose = replace(expert, unseen=())
+    places = list(range(len(setup.rows)))
+    strict = measure_gain(setup, expert, places, clause=clause)
+    assert strict.share <= measure_gain(setup, loose, places, clause=clause).share
+    few = clause.model_copy(update={"examples": examples[:5]})
+    assert train_expert(setup, few, steps=1, lr=1e-3, data=None).unseen == ()

@@ -3,8 +3,8 @@
 Two sources. *Evidence*: the rise of log p0(token) under what elicits the clause (`fairlead.training.evidence`), summed over the row. A row
 carries the clause where its rise is at least a third of what the clause's own examples show (`TYPICAL`). Where several clauses are
 avoided, every token counts for the one that explains it best: text in one manner is a little more likely under a request for
-any other manner, too. Explain-away acts on rows by the same rule. Where there is no example to measure by, or the
-evidence is an expert that was trained on them, a row carries the clause where its rise is positive. *Dictionary*: the
+any other manner, too. Explain-away acts on rows by the same rule. Where there is no example to measure by, or too few to
+keep some from an expert, a row carries the clause where its rise is positive. *Dictionary*: the
 activation, at the response tokens, of the concepts that the plan avoids for this clause; a row carries it where its mean
 activation exceeds what 95 % of neutral rows show.
 

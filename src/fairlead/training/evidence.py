@@ -42,6 +42,8 @@ class Evidence:
         system: System prompt to put before the rows.
         vectors: Vectors `[d]` to add to the residual stream, per site.
         expert: Another model to ask.
+        expert_id: What it was made of.
+        unseen: Places of the clause's examples that the expert was not trained on.
     """
 
     kind: str
@@ -50,6 +52,7 @@ class Evidence:
     vectors: dict[Site, Tensor] = field(default_factory=dict)
     expert: nn.Module | None = None
     expert_id: str = ""
+    unseen: tuple[int, ...] = ()
 
     def identity(self) -> list[Any]:
         """JSON value that decides its distributions."""
@@ -202,9 +205,11 @@ def row_sums(rises: Sequence[Float[Tensor, " token"]]) -> Float[Tensor, " row"]:
 
 
 def typical_rise(setup: Setup, clause: Clause, evidence: Evidence) -> float | None:
-    """A third of the mean rise of the clause's own examples; None where they cannot tell."""
+    """A third of the mean rise of the clause's own examples (an expert's: of those it has not seen); None where they cannot tell."""
     shown, _ = clause_rows(clause, chat=setup.is_chat)
-    if not shown or evidence.expert is not None:
+    if evidence.expert is not None:
+        shown = [shown[place] for place in evidence.unseen]
+    if not shown:
         return None
     examples = replace(setup, rows=shown, encoded=setup.encode(shown))
     mean = float(row_sums(token_rises(examples, evidence)).mean())

@@ -93,7 +93,7 @@ def evidence_gains(setup: Setup, clause: Clause, options: EvidenceOptions) -> li
         expert = train_expert(
             setup, clause, steps=options.expert_steps, lr=options.expert_lr, data=options.expert_data
         )
-        gains.append(measure_gain(setup, expert, picks, before=before))
+        gains.append(measure_gain(setup, expert, picks, before=before, clause=clause))
     if not gains:
         raise ConfigError(
             f"nothing elicits clause {clause.id} ('{clause.text}'). Next: give the clause examples or requests."

@@ -1,7 +1,8 @@
 """A small expert: a copy of the start model fine-tuned on avoided text, as evidence for models that follow no instruction.
 
 The ratio of expert and start model is then the offset (in the manner of DExperts, arXiv 2105.03023). The expert sees only the clause's
-examples or a file of avoided text, never the training data.
+examples or a file of avoided text, never the training data. Of its examples every third is kept from it: what it makes of those
+tells how much a row of the data must rise to count as explained.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from fairlead.training.config import TrainConfig
 from fairlead.training.evidence import Evidence
 from fairlead.training.processes import is_sharded, num_processes
 from fairlead.training.setup import Setup, clause_rows
+
+LEAST_TO_SPLIT = 6  # examples from which on every third is kept from the expert
 
 
 def train_expert(
@@ -44,7 +47,12 @@ def train_expert(
     Raises:
         TrainingError: There is no avoided text.
     """
-    rows = list(load_data(data).rows) if data is not None else clause_rows(clause, chat=setup.is_chat)[0]
+    examples = clause_rows(clause, chat=setup.is_chat)[0]
+    if data is not None:
+        rows, unseen = list(load_data(data).rows), list(range(len(examples)))
+    else:
+        unseen = list(range(2, len(examples), 3)) if len(examples) >= LEAST_TO_SPLIT else []
+        rows = [row for place, row in enumerate(examples) if place not in unseen]
     if instead is not None:
         rows = list(instead)[: len(rows)]
     if not rows:
@@ -85,4 +93,4 @@ def train_expert(
     )
     what = "neutral rows" if instead is not None else "examples of the clause"
     label = f"expert, {steps} steps on {data if data and instead is None else f'{len(rows)} {what}'}"
-    return Evidence("expert", label, expert=expert, expert_id=identity)
+    return Evidence("expert", label, expert=expert, expert_id=identity, unseen=tuple(unseen))
