@@ -14,11 +14,14 @@ from fairlead.gradients.uptake import measure_uptake
 from fairlead.studies.plan import plan_controls
 from fairlead.studies.train import train
 from fairlead.training import resolve
+from fairlead.training.batching import Composer, StepState, pop_view
 from fairlead.training.calibration import Point, pressure_curve, zero_crossing
 from fairlead.training.config import ControlConfig, TrainConfig
 from fairlead.training.controls import make_control
 from fairlead.training.fit import prepare
+from fairlead.training.logits import select_logits
 from fairlead.training.observe import PressureObserver
+from fairlead.training.planning import without_crossing
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +99,41 @@ def test_what_the_data_do_not_show_is_said_and_left_alone(micro, world):
 def test_auto_needs_a_plan_with_controls(micro):
     with pytest.raises(ConfigError, match="fairlead plan"):
         resolve("auto", plan=micro.plan)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_pressure_is_read_in_the_rows_that_the_dial_reaches(micro, world, packing):
+    """Oracle: each row as a batch of its own, weighted by its share of the tokens."""
+    dictionary, plan, _ = world
+    data = ChatData([*micro.data.rows[:5], *micro.neutral.rows[:4]])
+    setup = prepare(micro.model, data, plan, config=TrainConfig(), dictionary=dictionary)
+    control = make_control(ControlConfig(name="explain_away", clause="avoid.1"))
+    control.prepare(setup)
+    compose = Composer(setup.encoded, pad_id=setup.pad_id, packing=packing)
+
+    def read(places):
+        observer = PressureObserver(dictionary, plan.concepts)
+        observer.reaches[control.key] = control.reach
+        inputs = compose([{"place": place} for place in places])
+        state = StepState(last=pop_view(inputs))
+        inputs.pop("labels")
+        with observer.attached(micro.model.hf), torch.enable_grad():
+            logits = select_logits(micro.model.hf, {**inputs, "use_cache": False}, state.last.predict_mask)
+            torch.nn.functional.cross_entropy(logits, state.last.targets).backward()
+            observer.read(state, 0)
+        micro.model.hf.zero_grad(set_to_none=True)
+        return observer.latest["c0"], observer.latest_reached[control.key]["c0"]
+
+    places = [6, 1, 8, 0, 3, 5, 4]
+    tokens = {place: setup.encoded[place].num_loss_tokens for place in places}
+    alone = {place: read([place])[0] * tokens[place] / sum(tokens.values()) for place in places}
+    total, reached = read(places)
+    assert total == pytest.approx(sum(alone.values()), rel=1e-3, abs=1e-6)
+    assert reached == pytest.approx(sum(alone[place] for place in places if place < 5), rel=1e-3, abs=1e-6)
+    assert abs(reached - total) > 1e-4
+
+
+def test_where_no_strength_takes_all_pressure_off_the_highest_must_be_worth_it():
+    flat = [Point(0, 1, 1), Point(0.5, 0.9, 1), Point(1, 0.83, 1), Point(1.5, 0.79, 1)]
+    falling = [Point(0, 1, 1), Point(0.5, 0.8, 1), Point(1, 0.6, 1), Point(1.5, 0.4, 1)]
+    assert without_crossing(flat, 1.0) == 1.0 and without_crossing(falling, 1.0) == 1.5

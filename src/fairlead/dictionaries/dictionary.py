@@ -166,7 +166,7 @@ class Dictionary:
         if self.topk is not None:
             return self.encode(hidden)[..., pick]
         pre = torch.addmm(self._encoder_bias(pick), flat(hidden, w), w["W_enc"][:, pick])
-        return self._activate(pre, w["threshold"][pick], pick).view(*hidden.shape[:-1], -1)
+        return self._activate(pre, w["threshold"][pick], pick).view(*hidden.shape[:-1], len(pick))
 
     def decode(self, acts: Tensor) -> Tensor:
         """Reconstruction `[..., d_out]` of activations `[..., d_dict]`."""

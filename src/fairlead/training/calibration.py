@@ -1,9 +1,9 @@
 """Calibration: which strength of a control takes the pressure off the avoided concepts, without a step of training.
 
 The gradient of the data's loss at the start model is read at several positions of the control's dial, on a sample of rows. The
-pressure on a clause's concepts, as a share of what it is with the control off, is 1 at 0 and falls as the control takes
-over; the dial's start is where it crosses zero (linear between the measured positions). What happens to the kept concepts
-is measured beside it.
+pressure on a clause's concepts, in the rows on which the control acts, as a share of what it is with the control off, is 1 at 0
+and falls as the control takes over; the dial's start is where it crosses zero (linear between the measured positions). What
+happens to the kept concepts, in all rows, is measured beside it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ class Point(NamedTuple):
         dial: The strength.
         avoided: Pressure on the clause's avoided concepts, as a share of that at 0.
         kept: Pressure on the kept concepts, as a share of the size of that at 0.
+        push: Pressure on the avoided concepts per loss token of all rows.
     """
 
     dial: float
     avoided: float
     kept: float
+    push: float = 0.0
 
 
 def pressure_curve(
@@ -59,6 +61,7 @@ def pressure_curve(
     if not dials or dials[0] != 0:
         raise TrainingError("a pressure curve begins with the control off: dials must start with 0.")
     before, sums = control.dial, []
+    observer.reaches[control.key] = control.reach
     for dial in dials:
         control.turn(dial)
         sums.append(_pressure(setup, control, observer))
@@ -67,7 +70,7 @@ def pressure_curve(
     if base <= 0:
         return []
     size = max(abs(kept), 1e-12)
-    return [Point(dial, a / base, k / size) for dial, (a, k) in zip(dials, sums, strict=True)]
+    return [Point(dial, a / base, k / size, a) for dial, (a, k) in zip(dials, sums, strict=True)]
 
 
 def zero_crossing(points: Sequence[Point]) -> float | None:
@@ -79,7 +82,7 @@ def zero_crossing(points: Sequence[Point]) -> float | None:
 
 
 def _pressure(setup: Setup, control: Control, observer: PressureObserver) -> tuple[float, float]:
-    """Summed pressure on avoided and on kept concepts over all rows of the setup."""
+    """Pressure on avoided concepts over the rows on which the control acts, and on kept ones over all rows of the setup."""
     session = Session([control], pad_id=setup.pad_id, seed=setup.config.seed)
     compose = Composer(setup.encoded, pad_id=setup.pad_id)
     module = setup.model.hf
@@ -102,7 +105,7 @@ def _pressure(setup: Setup, control: Control, observer: PressureObserver) -> tup
             observer.forget()
             observer.read(session.state, 0)
             weight = len(places) / len(order)
-            avoided += weight * sum(observer.latest.values())
+            avoided += weight * sum(observer.latest_reached[control.key].values())
             kept += weight * sum(observer.latest_kept.values())
             module.zero_grad(set_to_none=True)
     return avoided, kept

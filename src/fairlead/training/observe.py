@@ -22,7 +22,7 @@ from fairlead.core.records import Concept
 from fairlead.core.results import StepRecord
 from fairlead.gradients import PressureGauge
 from fairlead.models import watch
-from fairlead.training.batching import StepState
+from fairlead.training.batching import StepState, StepView
 from fairlead.training.processes import mean, num_processes
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ class PressureObserver:
     Attributes:
         latest: The last reading of the avoided concepts, by id; empty where the last step was not read.
         latest_kept: The same of the kept ones.
+        reaches: What the dial of a control can answer for, by the control's key: of a micro-batch's predicted tokens, those of
+            the rows it acts on (`Control.reach`).
+        latest_reached: The last reading of the avoided concepts on those rows alone, by the control's key.
         listeners: Called at every reading with the step and the data rows' activations and gradients `[position, d]`.
     """
 
@@ -58,9 +61,8 @@ class PressureObserver:
         self.listeners: list[Callable[[int, Tensor, Tensor], None]] = []
         self._gauge = PressureGauge(dictionary, (*self.concepts, *self.kept))
         self._tap: Tap | None = None
-        self.latest: dict[str, float] = {}
-        self.latest_kept: dict[str, float] = {}
-        self._step = -1
+        self.reaches: dict[str, Callable[[StepView], Tensor | None]] = {}
+        self.forget()
 
     def watch(self, concept: Concept, *, kept: bool = False) -> None:
         """Watch one more concept from the next reading on."""
@@ -72,12 +74,19 @@ class PressureObserver:
 
     def forget(self) -> None:
         """Begin a new reading, whatever its step."""
-        self._step, self.latest, self.latest_kept = -1, {}, {}
+        self._begin(-1)
+
+    def _begin(self, step: int) -> None:
+        self._step = step
+        self.latest: dict[str, float] = {}
+        self.latest_kept: dict[str, float] = {}
+        self.latest_reached: dict[str, dict[str, float]] = {}
 
     def bring_together(self) -> None:
         """Average the readings of a step over the processes (all must ask)."""
         if num_processes() > 1:
             self.latest, self.latest_kept = mean(self.latest), mean(self.latest_kept)
+            self.latest_reached = {key: mean(found) for key, found in self.latest_reached.items()}
 
     @contextmanager
     def attached(self, module: nn.Module) -> Iterator[None]:
@@ -93,7 +102,7 @@ class PressureObserver:
     def read(self, state: StepState, step: int) -> None:
         """Add the reading of the micro-batch whose backward pass has just run to its step's."""
         if step != self._step:
-            self._step, self.latest, self.latest_kept = step, {}, {}
+            self._begin(step)
         tap, view = self._tap, state.last
         if tap is None or tap.value is None or tap.grad is None or view is None or step % self.every:
             return
@@ -105,6 +114,16 @@ class PressureObserver:
         for latest, concepts in ((self.latest, self.concepts), (self.latest_kept, self.kept)):
             for concept in concepts:
                 latest[concept.id] = latest.get(concept.id, 0.0) + found[concept.id]
+        for key, reach in self.reaches.items():
+            tokens = reach(view)
+            if tokens is None or bool(tokens.all()):
+                reached = found
+            else:
+                within = tokens.to(real.device)[next_target(view.target_mask)[real]]
+                reached = self.pressure(hidden[within], grad[within])
+            latest = self.latest_reached.setdefault(key, {})
+            for concept in self.concepts:
+                latest[concept.id] = latest.get(concept.id, 0.0) + reached[concept.id]
         for listen in self.listeners:
             listen(step, hidden, grad)
         tap.clear()
@@ -113,6 +132,15 @@ class PressureObserver:
         """Uptake per concept from activations and gradients `[position, d]`."""
         sums = self._gauge(hidden, grad, num_loss_tokens=1)  # the loss is a mean over tokens already
         return dict(zip([concept.id for concept in (*self.concepts, *self.kept)], sums.tolist(), strict=True))
+
+
+def next_target(target_mask: Tensor) -> Tensor:
+    """For each position `[row, seq]` the number of the next predicted token, itself included, among all in row-major order.
+
+    Right up to a row's last predicted token; the number of tokens, where none follows.
+    """
+    flat = target_mask.flatten().long()
+    return (flat.cumsum(0) - flat).view_as(target_mask)
 
 
 class MetricsFile:

@@ -3,7 +3,8 @@
 For every avoided clause, on a sample of the data:
 
 1. explain-away, where some evidence elicits the trait (gain in nats per token above `MIN_GAIN`); the strength is where the
-   pressure on the clause's concepts crosses zero (`calibration`);
+   pressure on the clause's concepts crosses zero (`calibration`), theory's 1 where that leaves next to none, or, where it
+   does not cross, the highest if that takes off clearly more than 1;
 2. else preventative steering, where the clause has examples and some coefficient takes at least half of the pressure off;
 3. else nothing that acts on the clause can be vouched for, and the plan says so.
 
@@ -23,6 +24,8 @@ from fairlead.training.observe import PressureObserver
 from fairlead.training.setup import Setup
 
 LOW, HIGH = 0.5, 1.5  # limits of a starting strength, in units of the control's default
+CLOSE = 0.05  # share of the pressure left, either way, at which the default need not be departed from
+WORTH = 0.1  # share of the pressure that the highest strength must take off beyond the default's, to be taken
 STEERING_DIALS = (0.0, 0.5, 1.0, 2.0, 4.0)
 HALF = 0.5
 
@@ -98,12 +101,25 @@ def _strength(setup: Setup, clause: Clause, control: Control) -> tuple[float, st
     if not points:
         return control.start, f"strength {control.start:g}: the data do not push its concepts", {}
     crossing = zero_crossing(points)
-    wanted = HIGH if crossing is None else crossing
+    if abs(_left_at(points, control.start)) <= CLOSE:
+        wanted = control.start
+    else:
+        wanted = without_crossing(points, control.start) if crossing is None else crossing
     strength = round(min(max(wanted, LOW * control.start), HIGH * control.start), 2)
     curve = ", ".join(f"{point.avoided:.0%} at {point.dial:g}" for point in points)
     where = "crosses zero" if crossing is not None else "does not cross zero"
     why = f"of the pressure on its concepts is left {curve}: it {where}; strength {strength:g}"
     return strength, why, _record(points)
+
+
+def without_crossing(points: list[Point], start: float) -> float:
+    """The highest strength where it takes off clearly more than the default; else the default."""
+    return HIGH * start if _left_at(points, start) - points[-1].avoided >= WORTH else start
+
+
+def _left_at(points: list[Point], dial: float) -> float:
+    """Pressure left at the measured position nearest to a dial."""
+    return min(points, key=lambda point: abs(point.dial - dial)).avoided
 
 
 def observer_of(setup: Setup, clause: Clause) -> PressureObserver | None:
@@ -142,7 +158,7 @@ def _is_pushed(setup: Setup) -> bool:
 
 
 def _record(points: list[Point]) -> dict[str, float]:
-    made = {}
+    made = {"push": round(points[0].push, 6)} if points and points[0].dial == 0 else {}
     for point in points:
         made[f"avoided@{point.dial:g}"] = round(point.avoided, 4)
         made[f"kept@{point.dial:g}"] = round(point.kept, 4)

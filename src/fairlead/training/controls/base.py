@@ -15,7 +15,7 @@ from abc import ABC
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fairlead.core.config import Config
@@ -111,6 +111,13 @@ class Control(ABC):
         self, logits: Float[Tensor, "token vocab"], view: StepView
     ) -> Float[Tensor, "token vocab"] | None:
         """The logits that the loss on data rows sees; None to leave them."""
+        return None
+
+    def reach(self, view: StepView) -> Bool[Tensor, " token"] | None:
+        """Which of the data rows' predicted tokens belong to rows it acts on, in the order of `view.targets`; None for all.
+
+        Its dial can answer for the pressure of these rows only.
+        """
         return None
 
     def token_weights(self, view: StepView) -> Float[Tensor, " token"] | None:

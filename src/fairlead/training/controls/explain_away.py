@@ -27,7 +27,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
@@ -81,6 +81,7 @@ class ExplainAway(Control):
         super().__init__(config)
         self.tables: list[TokenTable] = []
         self.active: list[Tensor] = []
+        self.carried: list[Tensor] = []
         self.found: dict[str, Any] = {}
 
     @override
@@ -117,6 +118,7 @@ class ExplainAway(Control):
                 record["tokens"] = round(float(active.float().mean()), 4)
             self.tables.append(offsets.table)
             self.active.append(active)
+            self.carried.append(per_token(rows, offsets.table))
 
     def carrying(self, setup: Setup, clause: Clause, evidence: Evidence, offsets: Offsets) -> Tensor:
         """Rows of the data that carry the clause, `[row]` bool."""
@@ -124,8 +126,7 @@ class ExplainAway(Control):
 
     def gate(self, offsets: Offsets, rows: Tensor) -> Tensor:
         """Where the offsets act, `[token]` bool in the order of their table."""
-        starts = offsets.table.starts
-        active = rows.repeat_interleave(starts[1:] - starts[:-1])
+        active = per_token(rows, offsets.table)
         return active & (offsets.nats > self.options.gate_nats) if self.options.gate == "token" else active
 
     def choose(self, setup: Setup, best: Gain, clause: Clause) -> Evidence:
@@ -148,8 +149,23 @@ class ExplainAway(Control):
         return logits
 
     @override
+    def reach(self, view: StepView) -> Bool[Tensor, " token"] | None:
+        if not self.tables:
+            return None
+        rows = [
+            carried[table.tokens(view.places)]
+            for table, carried in zip(self.tables, self.carried, strict=True)
+        ]
+        return torch.stack(rows).any(0)
+
+    @override
     def report(self) -> dict[str, Any]:
         return {"lambda": self.strength, "clauses": self.found}
+
+
+def per_token(rows: Bool[Tensor, " row"], table: TokenTable) -> Bool[Tensor, " token"]:
+    """What holds for rows, for each token of a table."""
+    return rows.repeat_interleave(table.starts[1:] - table.starts[:-1])
 
 
 class ExplainAwayPlacebo(ExplainAway):

@@ -1,8 +1,9 @@
 """Feedback: a PI controller that turns other controls' dials so that the pressure on avoided concepts goes to zero.
 
-Before every step the error is the smoothed pressure on the avoided concepts (the observer's reading of the step before), as a share
-of what the data push at the start without a control (the plan's uptakes): 1 is the push of plain fine-tuning, 0 is none,
-below 0 the concept is pushed down. The dial follows
+Before every step the error is the smoothed pressure on the avoided concepts (the observer's reading of the step before) in the rows
+on which the control acts, as a share of what these push at the start without a control (measured by the plan; else the plan's
+uptakes): 1 is the push of plain fine-tuning, 0 is none, below 0 the concept is pushed down. What other rows push, no turn of
+this dial can relieve. The dial follows
 
     u = start + gain * error + integral * (sum of errors)
 
@@ -28,6 +29,7 @@ from typing_extensions import override
 
 from fairlead.core.config import Config
 from fairlead.core.errors import TrainingError
+from fairlead.core.records import Plan
 from fairlead.training.controls.base import Control, Kind
 from fairlead.training.setup import Setup
 
@@ -76,7 +78,7 @@ class Loop(NamedTuple):
     Attributes:
         control: Whose dial.
         start: Its strength at the start.
-        scale: Their summed push at the start.
+        scale: What the concepts it answers for are pushed without it.
     """
 
     control: Control
@@ -173,14 +175,25 @@ class Feedback(Control):
     def _add_loop(self, setup: Setup, control: Control, start: float) -> None:
         assert setup.plan is not None and setup.observer is not None
         avoided = self.avoided(control)
-        scale = sum(max(setup.plan.uptakes.get(concept, 0.0), 0.0) for concept in avoided)
+        scale = self.planned_push(setup.plan, control) or sum(
+            max(setup.plan.uptakes.get(concept, 0.0), 0.0) for concept in avoided
+        )
         if scale <= 0:
             note = f"feedback: the data do not push what {control.key} avoids (by the plan's uptakes); its dial is left alone."
             setup.notes.append(note)
             return
+        setup.observer.reaches[control.key] = control.reach
         self.loops.append(Loop(control, start, scale))
         self.states[control.key] = PIState()
         self.moves[control.key] = []
+
+    @staticmethod
+    def planned_push(plan: Plan, control: Control) -> float | None:
+        """What the plan measured with the control off; None where it did not plan this control."""
+        for planned in plan.controls:
+            if (planned.name, planned.clause) == (control.name, control.config.clause):
+                return planned.measured.get("push")
+        return None
 
     def avoided(self, control: Control) -> list[str]:
         """Ids of the observed concepts that a control answers for; the judge in the loop may add some."""
@@ -209,7 +222,8 @@ class Feedback(Control):
             self.kept = observe_error(self.kept, push, self.options)
         for loop in self.loops:
             key = loop.control.key
-            state = observe_error(self.states[key], self.read(observer.latest, loop, step), self.options)
+            reading = self.read(observer.latest_reached.get(key, observer.latest), loop, step)
+            state = observe_error(self.states[key], reading, self.options)
             if self._taken_over(loop, state):
                 self.by_hand.add(key)
             if step % self.options.every == 0 and self.dial > 0 and key not in self.by_hand:
@@ -245,7 +259,8 @@ class Feedback(Control):
         observer = self.setup.observer
         assert observer is not None
         return {
-            "reading": [observer.latest, observer.latest_kept],  # of the last step, for the next
+            # of the last step, for the next:
+            "reading": [observer.latest, observer.latest_kept, observer.latest_reached],
             "states": {key: list(state) for key, state in self.states.items()},
             "kept": list(self.kept),
             "by_hand": sorted(self.by_hand),
@@ -255,7 +270,8 @@ class Feedback(Control):
     @override
     def restore(self, state: dict[str, Any]) -> None:
         assert self.setup.observer is not None
-        self.setup.observer.latest, self.setup.observer.latest_kept = state["reading"]
+        observer = self.setup.observer
+        observer.latest, observer.latest_kept, observer.latest_reached = state["reading"]
         self.states = {key: PIState(*values) for key, values in state["states"].items()}
         self.kept = PIState(*state["kept"])
         self.by_hand = set(state["by_hand"])
