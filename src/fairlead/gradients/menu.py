@@ -14,7 +14,8 @@ The order of the menu is therefore the *surprise* of a concept,
 A concept that is everywhere (log 0) or that the gradient does not touch (traffic 0) is no news. Nor is one that comes along with
 another: where companions are known (concepts/companions.py) the menu is made line by line, and what the lines above bring with them
 counts as usual. The next line is, of the most surprising, the one with the largest surprise plus `EXPLAINS` times what it takes off
-the others' surprise: a trait that brings a habit with it comes before the habit. The square root (traffic times the squared log gives
+the others' surprise: a trait that brings a habit with it comes before the habit. For others a line counts at most as much as for
+itself: a broad concept that is hardly news explains a little of everything. The square root (traffic times the squared log gives
 the same order) was chosen on one early snapshot of the pocket model: with traffic itself, small changes of a broad concept came
 before the skill where the trait takes most of the gradient. The form is empirical; benchmarks/menu_pairs.py measures it beside raw
 uptake, excess over the reference and the bag of tokens. Uptake, share, interval and stability are reported for every line as DESIGN
@@ -149,7 +150,8 @@ def _line_by_line(scores: Scores, companions: Companions) -> tuple[list[int], np
         for line in near:
             left = _surprise(scores, _with_line(expected, line, scores, companions))
             taken = (surprise - left.clip(min=0)).clip(min=0)
-            gains.append(surprise[line] + EXPLAINS * taken[[other for other in near if other != line]].sum())
+            explained = EXPLAINS * taken[[other for other in near if other != line]].sum()
+            gains.append(surprise[line] + min(explained, surprise[line]))
         lines.append(int(near[int(np.argmax(gains))]))
         expected = _with_line(expected, lines[-1], scores, companions)
         placed = np.isin(np.arange(len(surprise)), lines)

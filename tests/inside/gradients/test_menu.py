@@ -13,7 +13,7 @@ from fairlead.core.errors import ConfigError
 from fairlead.core.records import Concept
 from fairlead.data import Encoded, Row
 from fairlead.gradients import bag_of_tokens, build_menu, rank, score_concepts
-from fairlead.gradients.menu import FLOOR
+from fairlead.gradients.menu import EXPLAINS, FLOOR
 from fairlead.gradients.uptake import NUM_HALVES, NUM_RESAMPLES, Uptake
 
 NAMES = ("everywhere", "skill", "trait", "absent")
@@ -106,6 +106,22 @@ def test_what_brings_the_other_with_it_comes_first(usual):
     assert [NAMES[place] for place in given.order[:2]] == ["trait", "absent"]
     reversed_ = rank(scores, companions=company({3: (2, 0.1)}))
     assert [NAMES[place] for place in reversed_.order[:2]] == ["absent", "trait"]
+
+
+def test_what_is_hardly_news_does_not_lead_by_explaining_a_little_of_everything():
+    present, usually = [31, 23, 23, 23], [25, 10, 10, 55]
+    data = made([0.1] * 4, [40, 20, 20, 20], present, present)
+    scores = score_concepts(data, CONCEPTS, made([0.1] * 4, [40, 20, 20, 20], usually, usually))
+
+    def company(concept, presence):  # "everywhere" brings skill and trait with it
+        extra = np.zeros((2, len(NAMES)))
+        extra[:, 1:3] = 0.13 if concept == 0 else 0.0
+        return extra
+
+    explained = EXPLAINS * scores.surprise[1:3].sum()
+    assert scores.surprise[0] + explained > scores.surprise[1] > 2 * scores.surprise[0] > 0
+    order = rank(scores, companions=company).order
+    assert {NAMES[place] for place in order[:2]} == {"skill", "trait"}
 
 
 def test_the_scale_of_gradient_and_activation_does_not_matter(data, usual):
