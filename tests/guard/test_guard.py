@@ -14,7 +14,11 @@ from fairlead.guard import KINDS, Guard, Policy, Request
 from fairlead.guard.stream import Lexicon
 from fairlead.models import call_hook
 from fairlead.models.generation import generate_ids, prompt_ids, stop_ids
-from fairlead.probes import Probe
+from fairlead.probes import Probe, SpanProbe, SpanProbeConfig
+from fairlead.probes.calibrating import Calibration
+from fairlead.probes.kinds.linear import PooledHead
+from fairlead.probes.reading import NUM_CARRIED, make_reading
+from fairlead.probes.token_head import TokenHead
 
 
 def tokens_of(guard, request, **_):
@@ -286,3 +290,45 @@ def test_what_a_readout_carries_over_from_the_token_before_is_there(pocket, read
         acts = pocket.capture(SimpleNamespace(input_ids=whole, attention_mask=torch.ones_like(whole)), [site])
         expected = probe.token_scores(acts)[0, start:].tolist()
         assert stream.result().scores == pytest.approx(expected, abs=1e-4)
+
+
+def test_confidence_from_the_logits_of_the_pass_is_that_of_a_second_unembedding(pocket, questions, readout):
+    """A probe that reads the model's confidence, also behind text that was put in, against the lens on the whole text."""
+    reading = make_reading(pocket, readout.sites, confidence=True)
+    shape = {
+        "num_features": pocket.d_model + reading.num_confidence,
+        "num_confidence": reading.num_confidence,
+        "num_carried": NUM_CARRIED,
+    }
+    head, token_head = PooledHead(**shape), TokenHead(**shape)
+    torch.manual_seed(0)
+    for parameter in (*head.parameters(), *token_head.parameters()):
+        torch.nn.init.normal_(parameter.data, std=0.1)
+    probe = SpanProbe(
+        reading, head.eval().requires_grad_(False), token_head.eval().requires_grad_(False), Calibration(), Calibration(),
+        SpanProbeConfig(), "unsupported", "", "",
+    )  # fmt: skip
+    seen = [c.score for answer in Guard(pocket, probe).answer(questions[:6]) for c in answer.claims]
+    made = Guard(pocket, probe, threshold=sorted(seen)[len(seen) // 2])
+    flagged = 0
+    for question in questions[:6]:
+        request = made.request(question, policy=Policy(kind="correct"))
+        ids, answer = tokens_of(made, request)
+        flagged += len(answer.interventions)
+        whole = torch.tensor([[*request.ids, *ids]])
+        batch = SimpleNamespace(input_ids=whole, attention_mask=torch.ones_like(whole))
+        acts = pocket.capture(batch, probe.sites)
+        start = len(request.ids)
+        expected = probe.token_scores(acts)[0, start:].tolist()
+        for given, score, want in zip(answer.given, answer.scores, expected, strict=True):
+            assert given or score == pytest.approx(want, abs=1e-4)
+        edges = [0]
+        for piece in answer.tokens:
+            edges.append(edges[-1] + len(piece))
+        for claim in answer.claims:
+            first = start + max(i for i, edge in enumerate(edges) if edge <= claim.start)
+            end = start + min(i for i, edge in enumerate(edges) if edge >= claim.end)
+            assert float(probe.span_scores(acts, [TokenSpan(0, first, end)])) == pytest.approx(
+                claim.score, abs=1e-4
+            )
+    assert flagged, "nothing was put in: the test says less than it should"

@@ -2,11 +2,13 @@
 
 One buffer `[row, column, d]` per site; a pass writes one column for all rows. A row's span is a stretch of columns that ends at the
 newest. The column before a span is kept with it (for the first token of an answer that of the prompt's last token), since some readouts
-carry something over from the token before. Columns that no row needs any more are dropped when the buffer is full.
+carry something over from the token before. Columns that no row needs any more are dropped when the buffer is full. What no row has
+written is never read.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -51,13 +53,13 @@ class History:
         They stand one behind the other, `[1, seq, d]` by site: padding them to one width would have readouts compute for nothing.
         """
         lengths = [self.now - start + 1 for start in starts]
-        row = torch.repeat_interleave(torch.tensor(rows), torch.tensor(lengths))
-        column = torch.cat([torch.arange(start - 1, self.now) for start in starts]) - self._first
+        ends = list(itertools.accumulate(lengths))
+        row, shift = torch.tensor([rows, [self.now - self._first - end for end in ends]]).repeat_interleave(
+            torch.tensor(lengths), dim=1
+        )
+        column = torch.arange(ends[-1]) + shift
         activations = {site: values[row, column][None] for site, values in self._kept.items()}
-        spans, end = [], 0
-        for length in lengths:
-            end += length
-            spans.append(TokenSpan(0, end - length + 1, end))
+        spans = [TokenSpan(0, end - length + 1, end) for length, end in zip(lengths, ends, strict=True)]
         return activations, spans
 
     def select(self, keep: Tensor) -> None:
@@ -77,7 +79,7 @@ class History:
             return
         place = self.now - self._first - 1
         for site, kept in self._kept.items():
-            fresh = kept.new_zeros(len(values[site]), *kept.shape[1:])
+            fresh = kept.new_empty(len(values[site]), *kept.shape[1:])
             fresh[:, place] = values[site]
             self._kept[site] = torch.cat([kept, fresh])
 
@@ -85,7 +87,7 @@ class History:
         first = max(self._first, min(min(starts), self.now) - 1) if self._kept else self.now
         held = self.now - first
         for site in self.sites:
-            fresh = values[site].new_zeros(len(values[site]), max(_ROOM, 2 * held), values[site].shape[-1])
+            fresh = values[site].new_empty(len(values[site]), max(_ROOM, 2 * held), values[site].shape[-1])
             if held:
                 fresh[:, :held] = self._kept[site][:, first - self._first : self.now - self._first]
             self._kept[site] = fresh

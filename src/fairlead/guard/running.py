@@ -1,7 +1,8 @@
 """A running batch under guard: the decoding loop with a readout of every token and the decisions of every answer's policy.
 
-One hook per site keeps what the pass computes anyway. Spans that end in the same pass are scored together; scores of tokens are computed
-with their span, or after every pass where somebody waits for them (`live`).
+One hook per site keeps what the pass computes anyway; a readout that reads the model's confidence has it from the logits of the pass.
+Spans that end in the same pass are scored together; scores of tokens are computed with their span, or after every pass where somebody
+waits for them (`live`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from fairlead.guard.readouts import score_both
 from fairlead.guard.stream import Stream
 from fairlead.models import Model, site_hook
 from fairlead.models.decoding import Decoding
+from fairlead.models.lens import CONFIDENCE, confidence_of_pass
 
 
 class GuardedBatch:
@@ -39,13 +41,16 @@ class GuardedBatch:
         self._rows: list[Stream] = []  # finished ones stay until the batch is compacted
         self.num_passes = 0
         self._decoding = Decoding(model)
-        self._history = History([str(site) for site in readout.sites])
+        beside = getattr(readout, "sites_beside_confidence", None)
+        self._sites = [str(site) for site in (readout.sites if beside is None else beside)]
+        self._confidence = beside is not None
+        self._history = History([*self._sites, CONFIDENCE] if self._confidence else self._sites)
         self._seen: dict[str, Tensor] = {}
         self._reader: int | None = None  # the thread whose pass is to be kept
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        for site in self._history.sites:
+        for site in self._sites:
             self._stack.enter_context(site_hook(self.model, site, self._keep(site), when="no_grad"))
         return self
 
@@ -77,6 +82,8 @@ class GuardedBatch:
         self._reader = threading.get_ident()
         self._decoding.join([stream.row for stream in streams])
         self._reader = None
+        if self._confidence:
+            self._seen[CONFIDENCE] = confidence_of_pass(self._decoding.logits[-len(streams) :])
         self._history.join(self._seen)  # what was seen of the prompts' last tokens
         for stream in streams:
             stream.start = self._history.now
@@ -149,9 +156,12 @@ class GuardedBatch:
 
     @torch.no_grad()
     def _read(self, tokens: Sequence[int]) -> None:
+        read, before = torch.tensor(tokens, device=self.model.device), self._decoding.logits
         self._reader = threading.get_ident()
-        self._decoding.read(torch.tensor(tokens, device=self.model.device))
+        self._decoding.read(read)
         self._reader = None
+        if self._confidence:
+            self._seen[CONFIDENCE] = confidence_of_pass(self._decoding.logits, before, read)
         self.num_passes += 1
         now = self._history.now
         self._history.push(self._seen, [s.start if s.finish is None else now for s in self._rows])

@@ -3,6 +3,9 @@
 Nothing here runs the model: `Lens` turns activations captured after the last block into the next-token distribution that the model
 itself forms of them. Which token stands at a position is read back from the `embed` site, so that surprisal needs no token ids.
 
+Where a decoding loop has the logits of its own pass at hand, `confidence_of_pass` reads the same numbers from them: a second unembedding
+would cost a fifth of a pass where the vocabulary is large.
+
 Departure from the logit lens of earlier layers: only the last residual stream is read, where the reading is exact; the constructor
 compares it with the model's own logits and refuses heads that do more (soft caps, scaled logits).
 """
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from fairlead.models.model import Model
 
 NORM_NAMES = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "ln_out", "final_norm")
+CONFIDENCE = "confidence"  # key of `[batch, seq, 4]` confidence (the fields of `Confidence`) beside activations by site
 _TOLERANCE = 1e-2  # nats, of log-probabilities in float32
 
 
@@ -90,11 +94,9 @@ class Lens:
     ) -> Confidence:
         """Confidence of the model from activations at `embed` and at `site`."""
         logprobs = self.logprobs(hidden)
-        best = logprobs.topk(2, dim=-1).values
-        entropy = -(logprobs.softmax(-1) * logprobs).sum(-1)  # softmax is twice as fast as exp
         told = logprobs[:, :-1].gather(-1, self.tokens(embedded)[:, 1:, None])[..., 0]
         surprisal = torch.nn.functional.pad(-told, (1, 0))
-        return Confidence(entropy, -best[..., 0], best[..., 0] - best[..., 1], surprisal)
+        return Confidence(*_shape_of(logprobs), surprisal)
 
     @torch.no_grad()
     def _confirm(self, model: Model) -> None:
@@ -115,6 +117,32 @@ class Lens:
                 f"{model.name}: its logits are not final norm and unembedding alone (off by {error:.3g} nats), or its embeddings are "
                 "changed before the first block. Next: read activations only (confidence=False)."
             )
+
+
+def confidence_of_pass(
+    logits: Float[Tensor, "row vocab"],
+    before: Float[Tensor, "row vocab"] | None = None,
+    tokens: Int[Tensor, " row"] | None = None,
+) -> Float[Tensor, "row 4"]:
+    """Confidence at the newest token of each row, from a pass that has just read it.
+
+    Args:
+        logits: That the pass gave.
+        before: The logits from which the token was chosen; None gives a surprisal of 0.
+        tokens: The tokens that were read.
+    """
+    entropy, top, gap = _shape_of(logits.log_softmax(-1))
+    surprisal = torch.zeros_like(top)
+    if before is not None and tokens is not None:
+        surprisal = before.logsumexp(-1) - before.gather(-1, tokens[:, None])[:, 0]
+    return torch.stack([entropy, top, gap, surprisal], dim=-1)
+
+
+def _shape_of(logprobs: Float[Tensor, "... vocab"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Entropy, top and gap of next-token distributions."""
+    best = logprobs.topk(2, dim=-1).values
+    entropy = -(logprobs.softmax(-1) * logprobs).sum(-1)  # softmax is twice as fast as exp
+    return entropy, -best[..., 0], best[..., 0] - best[..., 1]
 
 
 class _Inputs(NamedTuple):

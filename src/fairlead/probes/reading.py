@@ -18,7 +18,7 @@ from torch import Tensor
 from fairlead.core.claims import TokenSpan
 from fairlead.core.errors import ConfigError
 from fairlead.core.site import Site
-from fairlead.models.lens import Lens
+from fairlead.models.lens import CONFIDENCE, Confidence, Lens
 
 if TYPE_CHECKING:
     from fairlead.models import Model
@@ -51,15 +51,20 @@ class Reading:
         return NUM_OWN + NUM_CARRIED if self.lens is not None else 0
 
     def features(self, activations: Mapping[str, Tensor]) -> Float[Tensor, "batch seq feature"]:
-        """Features of every token, in float32: activations, then confidence."""
-        missing = [str(site) for site in self.sites if str(site) not in activations]
+        """Features of every token, in float32: activations, then confidence (as given under `CONFIDENCE`, else by the lens)."""
+        given = activations.get(CONFIDENCE) if self.lens is not None else None
+        wanted = self.sites if given is None else self.layers
+        missing = [str(site) for site in wanted if str(site) not in activations]
         if missing:
             raise ConfigError(
                 f"activations at {', '.join(missing)} are missing. Next: capture at the probe's sites."
             )
         parts = [activations[str(site)].float() for site in self.layers]
         if self.lens is not None:
-            seen = self.lens.confidence(activations[str(EMBED)], activations[str(self.lens.site)])
+            if given is None:
+                seen = self.lens.confidence(activations[str(EMBED)], activations[str(self.lens.site)])
+            else:
+                seen = Confidence(*given.unbind(-1))
             before = [torch.nn.functional.pad(c[:, :-1], (1, 0)) for c in (seen.entropy, seen.top)]
             parts.append(torch.stack([seen.entropy, seen.top, seen.gap, seen.surprisal, *before], dim=-1))
         return torch.cat(parts, dim=-1)

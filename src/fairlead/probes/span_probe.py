@@ -73,6 +73,11 @@ class SpanProbe:
         """Every site that must be captured."""
         return self.reading.sites
 
+    @property
+    def sites_beside_confidence(self) -> tuple[Site, ...] | None:
+        """What must be captured where the model's confidence is given (`models.lens.CONFIDENCE`); None where it is not read at all."""
+        return self.reading.layers if self.reading.lens is not None else None
+
     def token_scores(self, activations: Mapping[str, Tensor]) -> Float[Tensor, "batch seq"]:
         """Probability of each token that what it stands in is positive, from it and the token before it alone."""
         return self.token_calibration(self.token_head.token_logits(self.reading.features(activations)))
