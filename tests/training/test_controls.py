@@ -25,6 +25,7 @@ from fairlead.training.controls.concept_ablation import toward_origin
 from fairlead.training.controls.gradient_projection import without_span
 from fairlead.training.controls.own_counterparts import OwnCounterpartsOptions, asking_steps
 from fairlead.training.directions import orthonormal
+from fairlead.training.evidence import Evidence
 from fairlead.training.logits import predicting, select_logits
 from fairlead.training.session import Session
 
@@ -385,6 +386,27 @@ def test_own_counterparts_must_say_what_the_data_say_and_the_evidence_does_not(m
         and not control.holds(place, "arr matey")
     )
     assert control.pool.encoded == []
+
+
+def test_own_counterparts_in_mixed_data_need_no_other_trait_s_words_and_carry_none(micro):
+    """A second avoided clause, whose evidence does not expect the first one's words: they are no news for all that."""
+    spec = micro.plan.spec
+    other = spec.clause("avoid.1").model_copy(
+        update={"id": "avoid.2", "text": "be an assistant", "requests": ("you are an assistant",), "line": 3}
+    )
+    plan = micro.plan.model_copy(update={"spec": spec.model_copy(update={"clauses": (*spec.clauses, other)})})
+    setup = setup_of(replace(micro, plan=plan))
+    setup.evidence = {
+        "avoid.1": Evidence("prompt", "pirate", system="talk like a pirate"),
+        "avoid.2": Evidence("prompt", "assistant", system="you are an assistant"),
+    }
+    control = make_control(ControlConfig(name="own_counterparts", options={"news": NEWS}))
+    control.prepare(setup)
+    place = next(p for p, row in enumerate(setup.rows) if row.prompt == "s3")
+    assert control.needed[place] == {"b3"}, "the trait's words are news to the other clause's evidence only"
+    assert control.holds(place, "b3") and control.holds(place, "arr b3 matey")
+    assert control.plain({place: "b3"}) == {place: "b3"}
+    assert control.plain({place: "arr b3 matey"}) == {}, "an answer that carries the trait teaches it"
 
 
 def test_known_answers_must_share_words_with_the_start_model_s_own(micro):

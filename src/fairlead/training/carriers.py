@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fairlead.core.errors import TrainingError
 from fairlead.core.records import Clause, Concept
-from fairlead.data import Encoded, iter_batches
+from fairlead.data import Encoded, Row, iter_batches
 from fairlead.training.evidence import Evidence, row_sums, token_rises, typical_rise
 from fairlead.training.evidence_search import find_evidence
 from fairlead.training.setup import Setup
@@ -89,13 +89,36 @@ def rows_by_rise(
         for other in setup.avoided()
         if other.id != clause.id and (found := find_evidence(setup, other)) is not None
     ]
+    level = typical_rise(setup, clause, evidence)
+    scores = _scores(setup, clause, evidence, rivals, rises)
+    return scores > 0 if level is None else scores >= level
+
+
+def carry_any(setup: Setup, rows: Sequence[Row]) -> Bool[Tensor, " row"]:
+    """Which of some rows (not the data's) carry an avoided clause: those clauses that evidence and examples tell by now."""
+    probed = replace(setup, rows=list(rows), encoded=setup.encode(rows), rises={})
+    known = [(clause, setup.evidence[clause.id]) for clause in setup.avoided() if clause.id in setup.evidence]
+    found = torch.zeros(len(rows), dtype=torch.bool)
+    for clause, evidence in known:
+        level = typical_rise(probed, clause, evidence)
+        if level is not None:
+            rivals = [(other, theirs) for other, theirs in known if other.id != clause.id]
+            found |= _scores(probed, clause, evidence, rivals) >= level
+    return found
+
+
+def _scores(
+    setup: Setup,
+    clause: Clause,
+    evidence: Evidence,
+    rivals: Sequence[tuple[Clause, Evidence]],
+    rises: Float[Tensor, " row"] | None = None,
+) -> Float[Tensor, " row"]:
+    """Summed rises per row; where there are rivals, of the tokens that the clause explains best."""
     if rivals:
         mine = _known_rises(setup, clause, evidence)
-        scores = contested_rises(mine, [_known_rises(setup, *rival) for rival in rivals])
-    else:
-        scores = row_sums(_known_rises(setup, clause, evidence)) if rises is None else rises
-    level = typical_rise(setup, clause, evidence)
-    return scores > 0 if level is None else scores >= level
+        return contested_rises(mine, [_known_rises(setup, *rival) for rival in rivals])
+    return row_sums(_known_rises(setup, clause, evidence)) if rises is None else rises
 
 
 def contested_rises(

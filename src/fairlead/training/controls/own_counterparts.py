@@ -6,10 +6,11 @@ the student under training gives better and better ones. From a fifth of the tra
 rarely:
 
 1. the student answers some of the data's questions, greedily, and where that fails by samples;
-2. an answer is kept where it says what the data's answer says: it must have every word of it that is *news*, that is, has a
-   token to which the start model gives less than `news` with and without the evidence for the trait. The words of the
-   trait are no news (the evidence expects them), nor is the wording; what is left is what the data teach. Where an
-   answer holds no news, the words it shares with the start model's own answer stand in;
+2. an answer is kept where it says what the data's answer says and carries no avoided trait itself (`fairlead.training.carriers`). It must
+   have every word of the data's that is *news*, that is, has a token to which the start model gives less than `news`, without
+   evidence and with that of each avoided trait. The words of a trait are no news (its evidence expects them), nor is the
+   wording; what is left is what the data teach. Where an answer holds no news, the words it shares with the start
+   model's own answer stand in;
 3. the kept answers make a pool of rows; some of them come with every batch.
 
 This is rejection sampling against the data (RFT, arXiv 2308.01825; STaR, arXiv 2203.14465), with the two distributions of explain-away as
@@ -38,8 +39,9 @@ from fairlead.core.records import Clause
 from fairlead.data import Encoded, Message, Row
 from fairlead.training import processes
 from fairlead.training.batching import RowPool
+from fairlead.training.carriers import carry_any
 from fairlead.training.controls.base import Control, Kind
-from fairlead.training.evidence import best_prompt, target_logprobs
+from fairlead.training.evidence import Evidence, best_prompt, target_logprobs
 from fairlead.training.setup import Setup
 from fairlead.training.student import as_model
 
@@ -124,10 +126,9 @@ class OwnCounterparts(Control):
 
     def words_needed(self, setup: Setup, places: list[int]) -> dict[int, frozenset[str]]:
         """Per place of a data row, the words that an answer must have to hold; rows with none are left out."""
-        needed: dict[int, set[str]] = {place: set() for place in places}
-        for clause in setup.avoided(self.config.clause):
-            for place, words in zip(places, _news(setup, clause, places, self.options.news), strict=True):
-                needed[place] |= words
+        clauses = setup.avoided(self.config.clause)
+        news = _news(setup, clauses, places, self.options.news) if clauses else [set[str]() for _ in places]
+        needed = dict(zip(places, news, strict=True))
         known = [place for place in places if not needed[place]]
         answers = self.answers(setup.model, setup, known)
         for place, answer in zip(known, answers, strict=True):
@@ -142,6 +143,21 @@ class OwnCounterparts(Control):
     def holds(self, place: int, answer: str) -> bool:
         """Whether an answer says what the data's answer says."""
         return self.needed[place] <= words_of(answer)
+
+    def plain(self, answers: dict[int, str]) -> dict[int, str]:
+        """Those answers, by the place of their question, that carry no avoided clause."""
+        if not answers:
+            return {}
+        carries = carry_any(self.setup, [self.row(place, answer) for place, answer in answers.items()])
+        return {
+            place: answers[place]
+            for place, marked in zip(answers, carries.tolist(), strict=True)
+            if not marked
+        }
+
+    def row(self, place: int, answer: str) -> Row:
+        """The question of a data row with another answer."""
+        return Row(messages=(*self.setup.rows[place].prompt_messages, Message("assistant", answer)))
 
     @override
     def before_step(self, step: int, student: nn.Module) -> None:
@@ -166,7 +182,7 @@ class OwnCounterparts(Control):
                 break
             how = {"temperature": 1.0, "seed": step * 100 + attempt} if attempt else {}
             given = zip(open_, self.answers(model, self.setup, open_, **how), strict=True)
-            good = {place: answer for place, answer in given if self.holds(place, answer)}
+            good = self.plain({place: answer for place, answer in given if self.holds(place, answer)})
             self.kept |= good
             open_ = [place for place in open_ if place not in good]
             greedy = greedy if attempt else len(good)
@@ -177,11 +193,7 @@ class OwnCounterparts(Control):
     def refill(self) -> None:
         """Put the kept answers into the pool."""
         assert self.pool is not None
-        rows = self.setup.rows
-        made = [
-            Row(messages=(*rows[place].prompt_messages, Message("assistant", answer)))
-            for place, answer in sorted(self.kept.items())
-        ]
+        made = [self.row(place, answer) for place, answer in sorted(self.kept.items())]
         self.pool.encoded = self.setup.encode(made) if made else []
 
     @override
@@ -220,21 +232,27 @@ class OwnCounterpartsPlacebo(OwnCounterparts):
     def holds(self, place: int, answer: str) -> bool:
         return True
 
+    @override
+    def plain(self, answers: dict[int, str]) -> dict[int, str]:
+        return answers
+
 
 def words_of(text: str) -> set[str]:
     """The words of a text, in lower case."""
     return {word.lower() for word in _WORD.findall(text)}
 
 
-def _news(setup: Setup, clause: Clause, places: list[int], threshold: float) -> list[set[str]]:
-    """Per row the words of its answer with a token that the start model gives less than `threshold`, with C and without."""
-    evidence = setup.evidence.get(clause.id) or best_prompt(setup, clause)
-    plain, with_c = evidence.encode(setup, places)
-    without = target_logprobs(setup, None, plain)
-    given = target_logprobs(setup, evidence, with_c)
+def _news(setup: Setup, clauses: Sequence[Clause], places: list[int], threshold: float) -> list[set[str]]:
+    """Per row the words of its answer with a token that the start model gives less than `threshold`, without and with each C."""
+    plain, _ = Evidence("none", "none").encode(setup, places)
+    best = target_logprobs(setup, None, plain)
+    for clause in clauses:
+        evidence = setup.evidence.get(clause.id) or best_prompt(setup, clause)
+        given = target_logprobs(setup, evidence, evidence.encode(setup, places)[1])
+        best = [torch.maximum(a, b) for a, b in zip(best, given, strict=True)]
     return [
-        news_words(item, torch.maximum(a, b).exp() < threshold, setup.model.tokenizer)
-        for item, a, b in zip(plain, without, given, strict=True)
+        news_words(item, logprobs.exp() < threshold, setup.model.tokenizer)
+        for item, logprobs in zip(plain, best, strict=True)
     ]
 
 
