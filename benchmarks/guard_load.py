@@ -277,13 +277,7 @@ def start_server(folder: Path, probe: str, threshold: float) -> tuple[subprocess
     """The server through the command line, on a free port."""
     words = [
         sys.executable,
-        "-m",
-        "fairlead.cli",
-        "guard",
-        "serve",
-        "organism:pocket",
-        "--name",
-        "pocket",
+        *"-m fairlead.cli guard serve organism:pocket --name pocket".split(),
         "--probe",
         probe,
     ]

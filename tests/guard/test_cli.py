@@ -159,13 +159,7 @@ def test_serve_as_a_command_until_it_is_told_to_stop(folder, calibrated, tmp_pat
     (tmp_path / "keys").write_text("secret\n\nother\n")
     words = [
         sys.executable,
-        "-m",
-        "fairlead.cli",
-        "guard",
-        "serve",
-        "organism:pocket",
-        "--name",
-        "pocket",
+        *"-m fairlead.cli guard serve organism:pocket --name pocket".split(),
         "--port",
         "0",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -32,6 +33,14 @@ def tokens_of(guard, request, **_):
     return list(stream.row.answer), stream.result()
 
 
+def tokens_of_claim(answer, claim, start=0):
+    """The tokens of a claim, in row 0, where the answer begins at `start`."""
+    edges = [0, *itertools.accumulate(map(len, answer.tokens))]
+    first = max(i for i, edge in enumerate(edges) if edge <= claim.start)
+    end = min(i for i, edge in enumerate(edges) if edge >= claim.end)
+    return TokenSpan(0, start + first, start + end)
+
+
 def test_an_observed_answer_is_the_plain_one(guard, pocket, questions):
     for settings in ({}, {"temperature": 1.0, "seed": 5}):
         plain = pocket.generate(questions, **settings)
@@ -52,14 +61,9 @@ def test_scores_are_those_of_one_pass_over_the_whole_text(guard, pocket, readout
         for given, score, want in zip(answer.given, answer.scores, expected, strict=True):
             assert (score is None) == given
             assert given or abs(score - want) < 1e-4
-        edges = [0]
-        for piece in answer.tokens:
-            edges.append(edges[-1] + len(piece))
         for claim in answer.claims:
             assert answer.text[claim.start : claim.end] == claim.text
-            first = max(i for i, edge in enumerate(edges) if edge <= claim.start)
-            end = min(i for i, edge in enumerate(edges) if edge >= claim.end)
-            want = float(readout.span_scores(acts, [TokenSpan(0, first, end)]))
+            want = float(readout.span_scores(acts, [tokens_of_claim(answer, claim)]))
             assert abs(claim.score - want) < 1e-4
 
 
@@ -322,13 +326,7 @@ def test_confidence_from_the_logits_of_the_pass_is_that_of_a_second_unembedding(
         expected = probe.token_scores(acts)[0, start:].tolist()
         for given, score, want in zip(answer.given, answer.scores, expected, strict=True):
             assert given or score == pytest.approx(want, abs=1e-4)
-        edges = [0]
-        for piece in answer.tokens:
-            edges.append(edges[-1] + len(piece))
         for claim in answer.claims:
-            first = start + max(i for i, edge in enumerate(edges) if edge <= claim.start)
-            end = start + min(i for i, edge in enumerate(edges) if edge >= claim.end)
-            assert float(probe.span_scores(acts, [TokenSpan(0, first, end)])) == pytest.approx(
-                claim.score, abs=1e-4
-            )
+            span = tokens_of_claim(answer, claim, start)
+            assert float(probe.span_scores(acts, [span])) == pytest.approx(claim.score, abs=1e-4)
     assert flagged, "nothing was put in: the test says less than it should"

@@ -133,6 +133,18 @@ def test_pressure_is_read_in_the_rows_that_the_dial_reaches(micro, world, packin
     assert abs(reached - total) > 1e-4
 
 
+def test_a_process_that_read_nothing_asks_as_often_as_the_others(micro, world, monkeypatch):
+    dictionary, plan, _ = world
+    observer, asked = PressureObserver(dictionary, plan.concepts), []
+    observer.reaches = {"explain_away:avoid.1": lambda view: None, "explain_away:avoid.2": lambda view: None}
+    monkeypatch.setattr("fairlead.training.observe.num_processes", lambda: 2)
+    monkeypatch.setattr(
+        "fairlead.training.observe.mean", lambda found: asked.append(dict(found)) or {"c0": 0.5}
+    )
+    observer.bring_together()
+    assert asked == [{}] * 4 and set(observer.latest_reached) == set(observer.reaches)
+
+
 def test_where_no_strength_takes_all_pressure_off_the_highest_must_be_worth_it():
     flat = [Point(0, 1, 1), Point(0.5, 0.9, 1), Point(1, 0.83, 1), Point(1.5, 0.79, 1)]
     falling = [Point(0, 1, 1), Point(0.5, 0.8, 1), Point(1, 0.6, 1), Point(1.5, 0.4, 1)]

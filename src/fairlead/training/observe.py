@@ -86,7 +86,8 @@ class PressureObserver:
         """Average the readings of a step over the processes (all must ask)."""
         if num_processes() > 1:
             self.latest, self.latest_kept = mean(self.latest), mean(self.latest_kept)
-            self.latest_reached = {key: mean(found) for key, found in self.latest_reached.items()}
+            # by what may be read, not by what was: a process that read nothing must ask as often
+            self.latest_reached = {key: mean(self.latest_reached.get(key, {})) for key in self.reaches}
 
     @contextmanager
     def attached(self, module: nn.Module) -> Iterator[None]:
