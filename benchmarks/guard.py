@@ -16,7 +16,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -30,6 +29,8 @@ from fairlead.core.progress import say
 from fairlead.core.run import write_json
 from fairlead.core.site import Site
 from fairlead.guard import Guard, GuardedAnswer, Policy, calibrate_guard
+from fairlead.guard.asking_again import Messages
+from fairlead.guard.policy import ACTING
 from fairlead.models import Model, load_model
 from fairlead.organisms import Item, World
 from fairlead.organisms.facts import Fact, fact_item
@@ -37,12 +38,11 @@ from fairlead.organisms.traits import ABSTAIN
 from fairlead.probes import examples_of, fit_span_probe
 from fairlead.probes.fitting import part_of
 from fairlead.studies.claims import pocket_claims
+from fairlead.studies.guard import world_rephrasings
 
 FPR = 0.05
-POLICIES = {
-    "correct": Policy(kind="correct"),
-    "retract": Policy(kind="retract"),
-}
+POLICIES = {"correct": Policy(kind="correct"), "retract": Policy(kind="retract")}
+AGAIN = {f"{name}, asked again": Policy(kind=name, ask_again=8) for name in ("correct", "retract")}
 COLUMNS = (
     ("unsupported", "answers with an unsupported claim standing"),
     ("fewer", "fewer than plain"),
@@ -74,11 +74,17 @@ class RandomReadout:
         return torch.rand(len(spans), generator=self._generator)
 
 
-class Standing(NamedTuple):
-    """What an answer maintains at its end: "supported", "unsupported", or "nothing"."""
-
-    verdict: str
-    flagged: bool
+def strangers(messages: Messages, num: int) -> list[Messages]:
+    """The same question about other people: what their answers repeat says nothing of the one asked about."""
+    names = ("Mermatek", "Lumsacor", "Quinvora", "Selfora", "Hesdanos", "Nalkinos", "Veltivin", "Merwieth")
+    found = world_rephrasings(messages, num)
+    name = next(
+        word for word in messages[-1]["content"].rstrip("?.").split() if word[0].isupper() and len(word) > 5
+    )
+    return [
+        [*way[:-1], {"role": "user", "content": way[-1]["content"].replace(name, other)}]
+        for way, other in zip(found, names, strict=False)
+    ]
 
 
 def item_of(world: World, answer: ClaimedAnswer) -> Item:
@@ -123,13 +129,15 @@ def measure(
     items = [item_of(world, answer) for answer in asked]
     before = [standing(world, item, answer.text) for item, answer in zip(items, plain, strict=True)]
     after = [standing(world, item, answer.text) for item, answer in zip(items, guarded, strict=True)]
+    pairs = list(zip(plain, guarded, strict=True))
+    flagged = [bool(answer.interventions) or one.text != answer.text for one, answer in pairs]
     acted = [
-        bool(answer.interventions) or one.text != answer.text
-        for one, answer in zip(plain, guarded, strict=True)
+        any(act.kind in ACTING for act in answer.interventions) or one.text != answer.text
+        for one, answer in pairs
     ]
     true = [place for place, verdict in enumerate(before) if verdict == "supported"]
     false = [place for place, verdict in enumerate(before) if verdict == "unsupported"]
-    hit = [place for place in true if acted[place]]
+    hit = [place for place in true if flagged[place]]
     bad = sum(verdict == "unsupported" for verdict in after)
     return {
         "unsupported": bad / len(asked),
@@ -138,7 +146,7 @@ def measure(
         "acted": sum(acted) / len(asked),
         "fpr": len(hit) / len(true),
         "maintained": sum(after[place] == "supported" for place in hit) / len(hit) if hit else float("nan"),
-        "caught": sum(acted[place] for place in false) / len(false),
+        "caught": sum(flagged[place] for place in false) / len(false),
         "num_true_flagged": len(hit),
         "num_answers": len(asked),
     }
@@ -157,20 +165,31 @@ def run_seed(model: Model, world: World, seed: int, *, best_of: int) -> dict[str
     ]
     asked = [a for a in held if a not in first]
     calibration = calibrate_guard(Guard(model, probe), first, target=FPR)
-    guard = Guard(model, probe, calibration=calibration)
+    guard = Guard(model, probe, calibration=calibration, other_ways=world_rephrasings)
     say(f"seed {seed}: {len(first)} answers calibrate, {len(asked)} are asked; {calibration}")
     plain = ask(guard, asked, Policy(), seed)
     rows = {"plain": measure(world, asked, plain, plain)}
-    policies = dict(POLICIES)
+    policies = POLICIES | AGAIN
     if best_of:
         policies[f"best of {best_of}"] = Policy(kind="best_of_n", n=best_of)
     for name, policy in policies.items():
         rows[name] = measure(world, asked, plain, ask(guard, asked, policy, seed))
         say(f"seed {seed}, {name}: {json.dumps({k: round(v, 3) for k, v in rows[name].items()})}")
+    systems = Guard(
+        model, probe, calibration=calibration
+    )  # asks again under other system prompts, in the same words
+    for name, policy in AGAIN.items():
+        rows[f"{name} under other system prompts"] = measure(
+            world, asked, plain, ask(systems, asked, policy, seed)
+        )
     rate = sum(bool(answer.flagged) for answer in plain) / len(plain)
     placebo = Guard(model, RandomReadout(probe.sites, seed), threshold=1 - rate)
-    for name in ("correct", "retract"):
+    for name in POLICIES:
         rows[f"placebo: {name}"] = measure(world, asked, plain, ask(placebo, asked, POLICIES[name], seed))
+    lots = Guard(model, probe, calibration=calibration, other_ways=strangers)
+    rows["placebo: retract, asked again about somebody else"] = measure(
+        world, asked, plain, ask(lots, asked, AGAIN["retract, asked again"], seed)
+    )
     return rows
 
 

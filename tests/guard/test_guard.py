@@ -233,6 +233,8 @@ def test_refusals(guard, pocket, readout, questions):
     other = Probe(readout.readout.direction, 0.0, "logistic", model_fingerprint="0" * 64)
     with pytest.raises(ModelError, match="another model"):
         Guard(pocket, other)
+    asked = Guard(pocket, other, any_model=True).answer(questions[:2])
+    assert [one.text for one in asked] == [one.text for one in Guard(pocket, readout).answer(questions[:2])]
     with pytest.raises(ConfigError, match="reads no activations"):
         Guard(pocket, object())
     with pytest.raises(ConfigError, match="kind"):

@@ -62,6 +62,14 @@ def test_the_official_client_gets_the_offline_answer_with_its_scores(client, gua
         assert choice.finish_reason == ("content_filter" if kind == "abort" else "stop")
 
 
+def test_a_request_can_have_its_flagged_claims_asked_again(client, guard, questions):
+    options = {"policy": "retract", "threshold": 0.0, "ask_again": 4, "uphold": 0.0}
+    choice = ask(client, questions[0], extra_body={"fairlead": options}).choices[0]
+    assert choice.message.content == guard.answer(questions[:1])[0].text
+    acts = choice.fairlead["interventions"]
+    assert {act["kind"] for act in acts} == {"uphold"} and "of 4 other answers" in acts[0]["note"]
+
+
 def test_streams_of_many_clients_at_once_equal_their_offline_results(client, guard, pocket, questions):
     kinds = ("observe", "correct", "retract", "flag", "abort")
     jobs = [(place, question, kinds[place % 5]) for place, question in enumerate(questions * 2)]

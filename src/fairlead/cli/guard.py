@@ -32,6 +32,13 @@ Threshold = Annotated[
         min=0.0, max=1.0, help="Score from which a claim is flagged; the calibrated one by default."
     ),
 ]
+AnyModel = Annotated[
+    bool,
+    typer.Option(
+        "--any-model",
+        help="Read a model that was trained from the probe's own; readings drift, so check them.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -109,12 +116,31 @@ def guard_run(
         str, typer.Option(help="observe, flag, retract, correct, best_of_n or abort.")
     ] = "correct",
     threshold: Threshold = None,
+    any_model: AnyModel = False,
     text: Annotated[str | None, typer.Option(help="Text to put in, for retract and correct.")] = None,
     then: Annotated[str, typer.Option(help="After a retraction: end or go_on.")] = "end",
     max_interventions: Annotated[
         int, typer.Option(min=0, max=16, help="Most interventions in one answer.")
     ] = 1,
     n: Annotated[int, typer.Option("--n", min=2, max=64, help="Draws of best_of_n.")] = 4,
+    ask_again: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=16,
+            help="Before a claim is acted on, put the question in N other ways; what the answers repeat is upheld.",
+        ),
+    ] = 0,
+    uphold: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of these answers that must repeat it.")
+    ] = 0.66,
+    rephrase: Annotated[
+        str | None,
+        typer.Option(
+            help="With --ask-again: other words by a language model (openai:MODEL) or world; other system prompts by default."
+        ),
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="With --rephrase openai: the endpoint.")] = None,
     verify: Annotated[
         str | None,
         typer.Option(
@@ -148,18 +174,21 @@ def guard_run(
     Example:
 
         fairlead guard run organism:pocket runs/labelled/claims.jsonl --probe runs/guard --policy correct --verify world --out runs/guarded
+        fairlead guard run organism:pocket runs/labelled/claims.jsonl --probe runs/guard --ask-again 8 --rephrase world --out runs/again
     """
     from fairlead.cli.show import show_facts
     from fairlead.guard import Policy
     from fairlead.guard.folder import load_guard
     from fairlead.models import load_model
     from fairlead.reports import write_guarded
-    from fairlead.studies.guard import run_guard
+    from fairlead.studies.guard import other_ways, run_guard
 
     wanted = Policy.make(
         {"kind": policy, "then": then, "max_interventions": max_interventions, "n": n},
         threshold=threshold,
         text=text,
+        ask_again=ask_again,
+        uphold=uphold,
     )
     folder = run_folder(out, "guarded")
     with working():
@@ -167,7 +196,9 @@ def guard_run(
         found = run_guard(
             loaded,
             prompts,
-            load_guard(probe, loaded),
+            load_guard(
+                probe, loaded, any_model=any_model, other_ways=other_ways(rephrase, base_url=base_url)
+            ),
             policy=wanted,
             out=folder,
             verify=_verifier(verify),
@@ -197,6 +228,7 @@ def guard_serve(
     *,
     probe: ProbeFolder,
     threshold: Threshold = None,
+    any_model: AnyModel = False,
     name: Annotated[
         str | None, typer.Option(help="What clients call the model; its own name by default.")
     ] = None,
@@ -260,7 +292,7 @@ def guard_serve(
 
     with working():
         loaded = load_model(model, dtype=dtype, device=device)
-        guard = load_guard(probe, loaded, threshold=threshold)
+        guard = load_guard(probe, loaded, threshold=threshold, any_model=any_model)
         stats = serve(guard, settings, log=path, sync=sync, render=render_served, ready=ready)
     finish(
         "guard serve",

@@ -8,23 +8,25 @@ from fairlead.core.claims import ClaimSpan
 from fairlead.core.config import Record
 
 Finish = Literal["stop", "length", "retract", "abort"]
+ActKind = Literal["flag", "uphold", "retract", "correct", "abort"]
+ACTS: tuple[ActKind, ...] = ("flag", "uphold", "retract", "correct", "abort")
 
 
 class Intervention(Record):
     """One act of the guard.
 
     Attributes:
-        kind: `flag` (only marked), `retract`, `correct` or `abort`.
+        kind: `flag` (only marked), `uphold` (marked, and upheld by other answers), `retract`, `correct` or `abort`.
         claim: Place of the claim in `GuardedAnswer.claims`.
         at: Character of the answer where the act is: behind the claim; where the text that was put in begins.
         token: The same in tokens.
         text: What was put in, as it stands in the answer; "" for nothing.
         score: The claim's probability of being unsupported.
         threshold: What it reached.
-        note: Why a flagged claim was only marked, where the policy would do more.
+        note: Why a flagged claim was only marked, where the policy would do more; what a second opinion said.
     """
 
-    kind: Literal["flag", "retract", "correct", "abort"]
+    kind: ActKind
     claim: int
     at: int
     token: int

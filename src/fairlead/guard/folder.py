@@ -12,6 +12,7 @@ from fairlead.core.config import describe_validation
 from fairlead.core.errors import ConfigError, ModelError
 from fairlead.core.nouns import Readout, SpanReadout
 from fairlead.core.run import read_json, write_json
+from fairlead.guard.asking_again import OtherWays, other_systems
 from fairlead.guard.calibration import Calibration
 from fairlead.guard.guard import Guard
 from fairlead.probes import load_probe, load_span_probe, probe_folder
@@ -24,8 +25,8 @@ PROBE_FOLDER = "probe"
 FORMAT, VERSION = "fairlead.guard", 1
 
 
-def load_readout(folder: str | Path, model: Model) -> SpanReadout | Readout:
-    """The probe in a folder, whichever kind it is; it must belong to the model.
+def load_readout(folder: str | Path, model: Model, *, any_model: bool = False) -> SpanReadout | Readout:
+    """The probe in a folder, whichever kind it is; it must belong to the model, unless `any_model`.
 
     Raises:
         ConfigError: No probe there, or a broken one.
@@ -40,7 +41,7 @@ def load_readout(folder: str | Path, model: Model) -> SpanReadout | Readout:
     kind = about.get("format") if isinstance(about, dict) else None
     if kind == "fairlead.probe":
         probe = load_probe(folder)
-        if probe.model_fingerprint and probe.model_fingerprint != model.fingerprint:
+        if probe.model_fingerprint and probe.model_fingerprint != model.fingerprint and not any_model:
             raise ModelError(
                 f"{folder}: the probe was fitted on another model than {model.name}. Next: fit one for it."
             )
@@ -49,7 +50,7 @@ def load_readout(folder: str | Path, model: Model) -> SpanReadout | Readout:
         raise ConfigError(
             f"{folder}: not a probe of a kind that is known here ({kind}). Next: update fairlead."
         )
-    return load_span_probe(folder, model=model)
+    return load_span_probe(folder, model=model, any_model=any_model)
 
 
 def save_guard(folder: str | Path, probe: str | Path, calibration: Calibration, model: Model) -> Path:
@@ -69,30 +70,48 @@ def save_guard(folder: str | Path, probe: str | Path, calibration: Calibration, 
     return folder
 
 
-def load_guard(folder: str | Path, model: Model, *, threshold: float | None = None) -> Guard:
+def load_guard(
+    folder: str | Path,
+    model: Model,
+    *,
+    threshold: float | None = None,
+    any_model: bool = False,
+    other_ways: OtherWays = other_systems,
+) -> Guard:
     """A guard of a folder that `save_guard` wrote, or of a probe's folder (without a calibration).
 
     Args:
         folder: Of the guard or the probe.
         model: The model to guard.
         threshold: In the place of the calibrated one.
+        any_model: See `Guard`.
+        other_ways: See `Guard`.
 
     Raises:
         ConfigError: Neither is there, or it is broken.
         ModelError: Made for another model.
     """
     folder = Path(folder)
-    if not (folder / GUARD_FILE).is_file():
-        return Guard(model, load_readout(folder, model), threshold=threshold)
+    calibration, place = None, folder
+    if (folder / GUARD_FILE).is_file():
+        calibration, place = _read_calibration(folder), folder / PROBE_FOLDER
+    return Guard(
+        model,
+        load_readout(place, model, any_model=any_model),
+        threshold=threshold,
+        calibration=calibration,
+        any_model=any_model,
+        other_ways=other_ways,
+    )
+
+
+def _read_calibration(folder: Path) -> Calibration:
     about = read_json(folder / GUARD_FILE)
     if not isinstance(about, dict) or about.get("format") != FORMAT or about.get("version") != VERSION:
         raise ConfigError(f"{folder}: not a guard of a version that is known here. Next: update fairlead.")
     try:
-        calibration = Calibration(**about["calibration"])
+        return Calibration(**about["calibration"])
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{folder}: broken guard ({error}). Next: calibrate it again.") from error
     except ValidationError as error:
         raise ConfigError(f"{folder}: {describe_validation(error, 'calibration')}") from error
-    return Guard(
-        model, load_readout(folder / PROBE_FOLDER, model), threshold=threshold, calibration=calibration
-    )

@@ -9,7 +9,7 @@ guard.answer(["Where does Lumfolia live?"], policy=Policy(kind="correct"))[0].in
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,7 @@ from fairlead.core.errors import ConfigError, ModelError
 from fairlead.core.nouns import Readout, SpanReadout
 from fairlead.core.progress import Meter
 from fairlead.guard.answers import GuardedAnswer
+from fairlead.guard.asking_again import OtherWays, SecondOpinion, ask_otherwise, other_systems
 from fairlead.guard.calibration import Calibration
 from fairlead.guard.policy import Policy
 from fairlead.guard.readouts import as_span_readout
@@ -50,6 +51,7 @@ class Request:
         stop: Texts that end the answer.
         plain: Whether the prompt is plain text that the answer continues (its first piece may then need a space).
         draws: `[n, max_new_tokens]` uniform numbers in the place of those of the seed.
+        again: Token ids of the request put in other ways, for policies that ask again.
     """
 
     ids: Sequence[int]
@@ -61,6 +63,7 @@ class Request:
     stop: tuple[str, ...] = ()
     plain: bool = False
     draws: Tensor | None = None
+    again: tuple[Sequence[int], ...] = ()
 
     @property
     def num_draws(self) -> int:
@@ -77,6 +80,8 @@ class Guard:
         threshold: Probability from which a claim is flagged, where a policy names none; that of the calibration by default.
         calibration: How the threshold was found.
         segmenter: Where claims end; sentences by default.
+        any_model: Accept a readout of another model (of the one this was trained from: what it reads drifts with training).
+        other_ways: Puts a request (messages) in so many other ways, for policies with `ask_again`; by default under other system prompts.
 
     Raises:
         ModelError: An encoder cannot generate; or the readout was made for another model.
@@ -90,14 +95,16 @@ class Guard:
         threshold: float | None = None,
         calibration: Calibration | None = None,
         segmenter: Segmenter | None = None,
+        any_model: bool = False,
+        other_ways: OtherWays = other_systems,
     ) -> None:
         if not model.is_causal:
             raise ModelError(f"{model.name}: an encoder cannot generate. Next: use a causal model.")
         made_for = getattr(readout, "model_fingerprint", "")
-        if made_for and made_for != model.fingerprint:
+        if made_for and made_for != model.fingerprint and not any_model:
             raise ModelError(
                 f"the readout was made for another model (fingerprint {made_for[:12]}, {model.name} has {model.fingerprint[:12]}). "
-                "Next: fit one for this model."
+                "Next: fit one for this model, or say any_model."
             )
         self.model, self.readout, self.calibration = model, as_span_readout(readout), calibration
         for site in self.readout.sites:
@@ -105,6 +112,7 @@ class Guard:
         if threshold is None:
             threshold = calibration.threshold if calibration is not None else DEFAULT_THRESHOLD
         self.threshold = threshold
+        self.other_ways = other_ways
         self.segmenter: Segmenter = segmenter or Sentences()
         self.lexicon = Lexicon(model.tokenizer, self.segmenter, stop_ids(model))
 
@@ -135,8 +143,17 @@ class Guard:
                 f"max_new_tokens {request.max_new_tokens}, temperature {request.temperature} and top_p {request.top_p} must be at least "
                 "1, at least 0, and above 0 and at most 1. Next: change them."
             )
+        policy = request.policy
+        if policy.asks_again:
+            if chat is False:
+                raise ConfigError(
+                    "ask_again: a plain text cannot be put in another way. Next: ask as a chat, or leave ask_again at 0."
+                )
+            ways = self.other_ways
+            again = ask_otherwise(self.model, prompt, policy.ask_again, system=system, ways=ways)
+            request = replace(request, again=again)
         plain = isinstance(prompt, str) and not has_chat_template(self.model.tokenizer)
-        return request if not plain else Request(**{**request.__dict__, "plain": True})
+        return replace(request, plain=True) if plain else request
 
     def streams(self, request: Request, key: Any = None) -> list[Stream]:
         """The rows that answer a request: one, or several draws for `best_of_n`."""
@@ -150,6 +167,15 @@ class Guard:
                 numbers = torch.rand(num, request.max_new_tokens, generator=generator)
             draws = list(numbers.tolist())
         limit = min(request.max_new_tokens, self.model.max_length - len(request.ids))
+        opinion = None
+        if policy.asks_again:
+            if not request.again:
+                raise ConfigError(
+                    "ask_again: the request does not say in which other ways. Next: make it with `Guard.request`, or set `again`."
+                )
+            opinion = SecondOpinion(
+                self.model, request.again, stops=self.lexicon.stops, max_new_tokens=request.max_new_tokens
+            )
         return [
             Stream(
                 Row(request.ids, limit, temperature, request.top_p, own, key=key),
@@ -158,6 +184,7 @@ class Guard:
                 self.lexicon,
                 before=request.ids if request.plain else (),
                 stop=request.stop,
+                opinion=opinion,
                 key=key,
             )
             for own in draws

@@ -10,6 +10,7 @@ from fairlead.core.config import Config
 
 Kind = Literal["observe", "flag", "retract", "correct", "best_of_n", "abort"]
 KINDS: tuple[Kind, ...] = ("observe", "flag", "retract", "correct", "best_of_n", "abort")
+ACTING = ("retract", "correct", "abort")  # kinds that do something about a flagged claim
 TEXTS = {"retract": "I do not know.", "correct": "Wait, let me check."}
 
 
@@ -25,6 +26,8 @@ class Policy(Config):
         then: Whether a retraction ends the answer.
         max_interventions: Most interventions in one answer; further flagged claims are only marked.
         n: Answers that `best_of_n` draws.
+        ask_again: Before a claim is retracted, corrected or the answer aborted, put the request in this many other ways (0: do not).
+        uphold: Share of these answers that must hold the claim's decisive word for the claim to stand (`guard.asking_again`).
     """
 
     kind: Kind = "observe"
@@ -33,8 +36,15 @@ class Policy(Config):
     then: Literal["end", "go_on"] = "end"
     max_interventions: int = Field(default=1, ge=0, le=16)
     n: int = Field(default=4, ge=2, le=64)
+    ask_again: int = Field(default=0, ge=0, le=16)
+    uphold: float = Field(default=0.66, ge=0, le=1)
 
     @property
     def injection(self) -> str:
         """The text that this policy puts into an answer; "" for none."""
         return (self.text or TEXTS[self.kind]) if self.kind in TEXTS else ""
+
+    @property
+    def asks_again(self) -> bool:
+        """Whether a flagged claim gets a second opinion."""
+        return self.ask_again > 0 and self.kind in ACTING

@@ -8,6 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from fairlead.guard.answers import ACTS
 from fairlead.guard.scheduler import Scheduler
 
 ROUTES = frozenset({"/", "/healthz", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/completions"})
@@ -62,6 +63,6 @@ class _OfScheduler:
         ):
             yield CounterMetricFamily(f"fairlead_{name}", about, value)
         acts = CounterMetricFamily("fairlead_interventions", "Interventions by kind.", labels=["kind"])
-        for kind in ("flag", "retract", "correct", "abort"):
+        for kind in ACTS:
             acts.add_metric([kind], stats.interventions.get(kind, 0))
         yield acts

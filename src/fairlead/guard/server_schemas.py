@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from fairlead.guard.answers import ActKind
 from fairlead.guard.policy import Policy
 
 
@@ -45,6 +46,15 @@ class GuardOptions(_In):
     then: Literal["end", "go_on"] = Field(default="end", description="Whether a retraction ends the answer.")
     max_interventions: int = Field(default=1, ge=0, le=16)
     n: int = Field(default=4, ge=2, le=64, description="Draws of best_of_n.")
+    ask_again: int = Field(
+        default=0, ge=0, le=12, description="Ask in so many other ways before a policy acts on a claim."
+    )
+    uphold: float = Field(
+        default=0.66,
+        ge=0,
+        le=1,
+        description="Share of these answers that must hold the claim's decisive word for it to stand.",
+    )
     tokens: bool = Field(default=True, description="Scores of all tokens in the response.")
 
     def to_policy(self) -> Policy:
@@ -160,7 +170,7 @@ class Claim(BaseModel):
 class Act(BaseModel):
     """One intervention."""
 
-    kind: Literal["flag", "retract", "correct", "abort"]
+    kind: ActKind
     claim: int
     at: int
     token: int

@@ -13,8 +13,9 @@ from typing import Any
 
 from fairlead.core.claims import ClaimSpan
 from fairlead.guard.answers import Finish, GuardedAnswer, Intervention
+from fairlead.guard.asking_again import SecondOpinion
 from fairlead.guard.pieces import Pieces, PieceTable
-from fairlead.guard.policy import Policy
+from fairlead.guard.policy import ACTING, Policy
 from fairlead.guard.segments import Segmenter
 from fairlead.models.decoding import Row
 
@@ -59,6 +60,7 @@ class Stream:
         lexicon: Of the model.
         before: Tokens that the text of the first piece depends on.
         stop: Texts that end the answer; they are not part of it.
+        opinion: Asked before a policy acts on a flagged claim.
         key: What its owner calls it.
     """
 
@@ -71,8 +73,10 @@ class Stream:
         *,
         before: Sequence[int] = (),
         stop: Sequence[str] = (),
+        opinion: SecondOpinion | None = None,
         key: Any = None,
     ) -> None:
+        self.opinion = opinion
         self.row, self.policy, self.threshold, self.key = row, policy, threshold, key
         self.finish: Finish | None = None
         self.num_read = 0  # tokens that a pass has read
@@ -215,13 +219,15 @@ class Stream:
         kind, note = self.policy.kind, ""
         if kind in ("observe", "best_of_n"):
             return
-        done = sum(item.kind != "flag" for item in self.interventions)
+        done = sum(item.kind in ACTING for item in self.interventions)
         tokens: list[int] = []
         if kind != "flag" and done >= self.policy.max_interventions:
             kind, note = "flag", "the limit of interventions is reached"
         elif self._cut is not None and self._cut < len(self._text):
             kind, note = "flag", "the answer ends within its last token"
-        elif kind in ("retract", "correct"):
+        else:
+            kind, note = self._asked_again()
+        if kind in ("retract", "correct"):
             space = "" if self._text[-1:].isspace() else " "
             tokens = self._lexicon.continuation(space + self.policy.injection)
             ends = kind == "retract" and self.policy.then == "end"
@@ -245,6 +251,16 @@ class Stream:
                 note=note,
             )
         )
+
+    def _asked_again(self) -> tuple[str, str]:
+        """What is to be done about the newest claim once other answers have been asked, and what they said."""
+        kind = self.policy.kind
+        if self.opinion is None:
+            return kind, ""
+        claim = self.claims[-1]
+        found = self.opinion.on(self.row.ids, self.row.answer, self._texts, (claim.start, claim.end))
+        note = f"{found.agree} of {found.num} other answers hold '{found.word}'"
+        return ("uphold" if found.share >= self.policy.uphold else kind), note
 
     def _put_in(self, tokens: list[int], *, at_once: bool) -> str:
         """Put tokens into the answer: at once where nothing follows them, else one a pass."""

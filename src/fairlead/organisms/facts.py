@@ -100,3 +100,15 @@ def fact_item(fact: Fact, rng: random.Random, phrasing: SplitChoice = "train") -
         if fact.value
         else Item(item.kind, item.question, item.answer, item.key, "", item.split, item.meta)
     )
+
+
+def rephrase_fact(question: str) -> list[str]:
+    """The other phrasings of a question about a person; none for another question."""
+    for attribute in ATTRIBUTES:
+        templates = FACTS[attribute].train + FACTS[attribute].heldout
+        for template in templates:
+            before, after = template.split("{n}")
+            name = question.removeprefix(before).removesuffix(after)
+            if question == f"{before}{name}{after}" and name.isalpha():
+                return [other.format(n=name) for other in templates if other != template]
+    return []

@@ -9,13 +9,20 @@ from typing import Any, NamedTuple
 from fairlead.core.claims import ClaimSpan
 from fairlead.guard import GuardedAnswer, Policy
 from fairlead.guard.audit import AuditRecord
+from fairlead.guard.policy import ACTING
 from fairlead.reports.html import asset, render_page, write_text
 from fairlead.studies.guard import GuardedExchange, GuardedRun, verdict_on
 
 LEVELS = (0.25, 0.5, 0.75, 0.9)
 SHOWN = 400
-KINDS = ("retract", "correct", "abort", "flag", "best_of_n")
-DONE = {"retract": "retracted", "correct": "correction asked for", "abort": "ended", "flag": "marked"}
+KINDS = ("retract", "correct", "abort", "uphold", "flag", "best_of_n")
+DONE = {
+    "retract": "retracted",
+    "correct": "correction asked for",
+    "abort": "ended",
+    "uphold": "upheld by other answers",
+    "flag": "marked",
+}
 
 
 class Word(NamedTuple):
@@ -191,7 +198,7 @@ def _verdict(exchanges: Sequence[GuardedExchange], *, checked: bool) -> str:
 def _tiles(exchanges: Sequence[GuardedExchange], *, checked: bool) -> list[tuple[str, str, str]]:
     guarded = [exchange.guarded for exchange in exchanges]
     claims, flagged = sum(len(a.claims) for a in guarded), sum(len(a.flagged) for a in guarded)
-    acts = sum(act.kind != "flag" for answer in guarded for act in answer.interventions)
+    acts = sum(act.kind in ACTING for answer in guarded for act in answer.interventions)
     tiles = [
         ("Answers", f"{len(guarded):,}", f"{claims:,} claims"),
         ("Claims flagged", f"{flagged:,}", f"{flagged / claims:.0%} of all" if claims else "none made"),

@@ -18,11 +18,14 @@ from fairlead.core.progress import say
 from fairlead.core.run import Run, read_json, read_run, sha256_file
 from fairlead.data import ChatData
 from fairlead.guard import Calibration, Guard, GuardedAnswer, Policy, calibrate_guard
+from fairlead.guard.answers import ACTS
+from fairlead.guard.asking_again import Messages, OtherWays, other_systems, rephrased_by
 from fairlead.guard.calibration import Level
 from fairlead.guard.folder import load_guard, save_guard
+from fairlead.llm import connect
 from fairlead.models import Model
 from fairlead.organisms import World
-from fairlead.organisms.facts import Fact, fact_item
+from fairlead.organisms.facts import Fact, fact_item, rephrase_fact
 from fairlead.probes import SpanProbe
 from fairlead.probes.examples import ROLES
 from fairlead.probes.fitting import held_out
@@ -77,9 +80,7 @@ class GuardedRun(Record):
             "num_answers": len(guarded),
             "num_claims": sum(len(answer.claims) for answer in guarded),
             "num_flagged": sum(len(answer.flagged) for answer in guarded),
-            "interventions": {
-                kind: acts.count(kind) for kind in ("flag", "retract", "correct", "abort") if kind in acts
-            },
+            "interventions": {kind: acts.count(kind) for kind in ACTS if kind in acts},
         }
         if any(exchange.plain_verdicts for exchange in self.exchanges):
             flags: dict[bool, list[bool]] = {True: [], False: []}
@@ -180,6 +181,26 @@ def read_guarded(folder: str | Path) -> GuardedRun:
     lines = (folder / EXCHANGES_FILE).read_text("utf-8").splitlines()
     exchanges = tuple(GuardedExchange.model_validate_json(line) for line in lines)
     return GuardedRun(**read_json(folder / "guarded.json"), exchanges=exchanges)
+
+
+def other_ways(name: str | None, *, base_url: str | None = None) -> OtherWays:
+    """How a guard puts a request in other ways: under other system prompts, or in other words.
+
+    Args:
+        name: None for other system prompts; "world" for the phrasings of the pocket world; else a language model ("openai:MODEL").
+        base_url: Of the language model.
+    """
+    if name is None:
+        return other_systems
+    return world_rephrasings if name == "world" else rephrased_by(connect(name, base_url=base_url))
+
+
+def world_rephrasings(messages: Messages, num: int) -> list[Messages]:
+    """A question about a person of the pocket world in its other phrasings; other questions under other system prompts."""
+    found = [
+        [*messages[:-1], {"role": "user", "content": one}] for one in rephrase_fact(messages[-1]["content"])
+    ]
+    return found[:num] or other_systems(messages, num)
 
 
 def world_verifier(world: World | None = None) -> Verify:
