@@ -217,6 +217,7 @@ MEASURES = (
     ("frozen_auroc", "probe against verifier, frozen copy"),
     ("student_auroc", "probe against verifier, student"),
     ("fresh_auroc", "fresh probe on the student"),
+    ("fresh_placebo", "fresh probe, placebo labels"),
     ("kl", "KL, nats per token"),
     ("entropy", "entropy, nats per token"),
     ("neutral_loss", "loss on neutral text"),

@@ -65,7 +65,7 @@ def train_rewards(
         neutral: Neutral rows, on which the general loss is measured; none where None.
         splitter: Finds the claims of an answer; each stating sentence by default.
         verifier: Labels claims for the spot checks; "pocket" for the pocket world's.
-        fresh: Fits a fresh probe for the monitors; a linear one where None.
+        fresh: Fits a fresh probe for the monitors; one of the probe's own kind where None.
         config: All settings at once.
         resume: Continue an unfinished run of the same settings.
         overwrite: Replace a finished run.
