@@ -33,6 +33,13 @@ Threshold = Annotated[
     ),
 ]
 
+Label = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="What the probe tells, where it is unwanted but not called 'unsupported'."
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the group to the table of contents."""
@@ -55,6 +62,7 @@ def guard_calibrate(
     fpr: Annotated[float, typer.Option(help="Share of true answers that may be flagged.")] = 0.05,
     level: Annotated[str, typer.Option(help="answer (a true answer's highest score) or claim.")] = "answer",
     max_examples: Annotated[int | None, typer.Option(min=1, help="Use the first N answers only.")] = None,
+    label: Label = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
     out: Out = None,
@@ -86,6 +94,7 @@ def guard_calibrate(
             target=fpr,
             level=level,
             max_records=max_examples,
+            label=label,
             out=folder,
             overwrite=overwrite,
         )
@@ -130,6 +139,7 @@ def guard_run(
         float, typer.Option(min=0.0, help="0 for the most probable token each time.")
     ] = 0.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 64,
+    label: Label = None,
     seed: Seed = 0,
     dtype: Dtype = "float32",
     device: Device = "auto",
@@ -167,7 +177,7 @@ def guard_run(
         found = run_guard(
             loaded,
             prompts,
-            load_guard(probe, loaded),
+            load_guard(probe, loaded, label=label),
             policy=wanted,
             out=folder,
             verify=_verifier(verify),
@@ -215,6 +225,7 @@ def guard_serve(
         int, typer.Option(min=1, help="Answers in line; more are refused with 429.")
     ] = 256,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer that may be asked for.")] = 512,
+    label: Label = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
     as_json: AsJson = False,
@@ -260,7 +271,7 @@ def guard_serve(
 
     with working():
         loaded = load_model(model, dtype=dtype, device=device)
-        guard = load_guard(probe, loaded, threshold=threshold)
+        guard = load_guard(probe, loaded, threshold=threshold, label=label)
         stats = serve(guard, settings, log=path, sync=sync, render=render_served, ready=ready)
     finish(
         "guard serve",

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from fairlead.core.config import describe_validation
-from fairlead.core.errors import ConfigError, ModelError
+from fairlead.core.errors import ConfigError
 from fairlead.core.nouns import Readout, SpanReadout
 from fairlead.core.run import read_json, write_json
 from fairlead.guard.calibration import Calibration
 from fairlead.guard.guard import Guard
 from fairlead.probes import load_probe, load_span_probe, probe_folder
+from fairlead.probes.suitable import check_label
 
 if TYPE_CHECKING:
     from fairlead.models import Model
@@ -24,11 +25,11 @@ PROBE_FOLDER = "probe"
 FORMAT, VERSION = "fairlead.guard", 1
 
 
-def load_readout(folder: str | Path, model: Model) -> SpanReadout | Readout:
-    """The probe in a folder, whichever kind it is; it must belong to the model.
+def load_readout(folder: str | Path, model: Model, *, label: str | None = None) -> SpanReadout | Readout:
+    """The probe in a folder, whichever kind it is; it must belong to the model, and tell "unsupported" or `label`.
 
     Raises:
-        ConfigError: No probe there, or a broken one.
+        ConfigError: No probe there, a broken one, or one of something that is not unwanted.
         ModelError: It was made for another model.
     """
     folder = probe_folder(folder)
@@ -39,20 +40,21 @@ def load_readout(folder: str | Path, model: Model) -> SpanReadout | Readout:
     about = read_json(folder / "probe.json")
     kind = about.get("format") if isinstance(about, dict) else None
     if kind == "fairlead.probe":
-        probe = load_probe(folder)
-        if probe.model_fingerprint and probe.model_fingerprint != model.fingerprint:
-            raise ModelError(
-                f"{folder}: the probe was fitted on another model than {model.name}. Next: fit one for it."
-            )
+        probe = load_probe(folder, model=model)
+        check_label(probe, label, where=str(folder))
         return probe
     if kind != "fairlead.span_probe":
         raise ConfigError(
             f"{folder}: not a probe of a kind that is known here ({kind}). Next: update fairlead."
         )
-    return load_span_probe(folder, model=model)
+    span_probe = load_span_probe(folder, model=model)
+    check_label(span_probe, label, where=str(folder))
+    return span_probe
 
 
-def save_guard(folder: str | Path, probe: str | Path, calibration: Calibration, model: Model) -> Path:
+def save_guard(
+    folder: str | Path, probe: str | Path, calibration: Calibration, model: Model, *, label: str | None = None
+) -> Path:
     """Write `guard.json` and a copy of the probe into a folder that exists."""
     folder = Path(folder)
     shutil.copytree(probe_folder(probe), folder / PROBE_FOLDER, dirs_exist_ok=True)
@@ -63,27 +65,31 @@ def save_guard(folder: str | Path, probe: str | Path, calibration: Calibration, 
             "version": VERSION,
             "model_fingerprint": model.fingerprint,
             "segments": "sentences",
+            "label": label,
             "calibration": calibration.model_dump(mode="json"),
         },
     )
     return folder
 
 
-def load_guard(folder: str | Path, model: Model, *, threshold: float | None = None) -> Guard:
+def load_guard(
+    folder: str | Path, model: Model, *, threshold: float | None = None, label: str | None = None
+) -> Guard:
     """A guard of a folder that `save_guard` wrote, or of a probe's folder (without a calibration).
 
     Args:
         folder: Of the guard or the probe.
         model: The model to guard.
         threshold: In the place of the calibrated one.
+        label: What the probe tells, where that is not "unsupported"; a guard that was calibrated with one keeps it.
 
     Raises:
-        ConfigError: Neither is there, or it is broken.
+        ConfigError: Neither is there, it is broken, or its probe tells something else.
         ModelError: Made for another model.
     """
     folder = Path(folder)
     if not (folder / GUARD_FILE).is_file():
-        return Guard(model, load_readout(folder, model), threshold=threshold)
+        return Guard(model, load_readout(folder, model, label=label), threshold=threshold)
     about = read_json(folder / GUARD_FILE)
     if not isinstance(about, dict) or about.get("format") != FORMAT or about.get("version") != VERSION:
         raise ConfigError(f"{folder}: not a guard of a version that is known here. Next: update fairlead.")
@@ -93,6 +99,5 @@ def load_guard(folder: str | Path, model: Model, *, threshold: float | None = No
         raise ConfigError(f"{folder}: broken guard ({error}). Next: calibrate it again.") from error
     except ValidationError as error:
         raise ConfigError(f"{folder}: {describe_validation(error, 'calibration')}") from error
-    return Guard(
-        model, load_readout(folder / PROBE_FOLDER, model), threshold=threshold, calibration=calibration
-    )
+    readout = load_readout(folder / PROBE_FOLDER, model, label=label or about.get("label"))
+    return Guard(model, readout, threshold=threshold, calibration=calibration)
