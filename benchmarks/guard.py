@@ -36,7 +36,7 @@ from fairlead.organisms import Item, World
 from fairlead.organisms.facts import Fact, fact_item
 from fairlead.organisms.traits import ABSTAIN
 from fairlead.probes import examples_of, fit_span_probe
-from fairlead.probes.fitting import part_of
+from fairlead.probes.parts import part_of
 from fairlead.studies.claims import pocket_claims
 from fairlead.studies.guard import world_rephrasings
 

@@ -24,8 +24,9 @@ from fairlead.core.stats import auroc
 from fairlead.models import Model, load_model
 from fairlead.probes import Example, SpanProbeConfig, Stretch
 from fairlead.probes.baselines import compare_auroc
-from fairlead.probes.fitting import fit_on, part_of
+from fairlead.probes.fitting import fit_on
 from fairlead.probes.harvesting import harvest
+from fairlead.probes.parts import part_of
 from fairlead.probes.reading import make_reading
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

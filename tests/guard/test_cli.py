@@ -9,17 +9,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import requests
 
 from fairlead.cli.app import run
+from fairlead.core.errors import ConfigError
 from fairlead.guard import GuardedAnswer
 from fairlead.guard.audit import AuditLog, read_audit
-from fairlead.probes import Probe
+from fairlead.guard.folder import load_guard
+from fairlead.probes import Probe, examples_of, fit_span_probe
+from fairlead.probes.labelled import load_claims
+from fairlead.probes.seen import held_out
 from fairlead.reports import render_guarded, render_served
 from fairlead.studies.claims import label_answer
-from fairlead.studies.guard import GuardedExchange, read_guarded
+from fairlead.studies.guard import GuardedExchange, calibrate_to_folder, read_guarded
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +158,53 @@ def test_what_is_refused_says_why(folder, monkeypatch, capsys, words, says):
     assert run(words) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert says in last and "Next:" in last
+
+
+def test_a_probe_of_something_wanted_guards_only_where_its_user_says_so(
+    folder, pocket, readout, tmp_path, capsys
+):
+    direction = replace(readout.readout.direction, name="right")
+    Probe(direction, 0.0, "logistic", model_fingerprint=pocket.fingerprint).save(tmp_path / "right")
+    words = ["guard", "calibrate", "organism:pocket", str(folder / "answers.jsonl"), "--fpr", "0.4"]
+    words += ["--probe", str(tmp_path / "right"), "--out", str(tmp_path / "guard")]
+    assert run(words) == 2 and "tells the probability of 'right'" in capsys.readouterr().err
+    assert run([*words, "--label", "right"]) == 0
+    assert load_guard(tmp_path / "guard", pocket).readout.readout.name == "right", (
+        "a guard keeps what was confirmed"
+    )
+    with pytest.raises(ConfigError, match="--label right"):
+        load_guard(tmp_path / "right", pocket)
+
+
+def test_people_of_the_fit_set_no_threshold_however_few_answers_are_wanted(folder, pocket, tmp_path, capsys):
+    answers = load_claims(folder / "answers.jsonl")
+    examples = examples_of(answers)
+    fitted = fit_span_probe(
+        pocket,
+        examples,
+        kind="mean_difference",
+        sites=("layers.3.resid_post",),
+        calibration="none",
+        test_share=0.5,
+    )
+    fitted.probe.save(tmp_path / "probe")
+    kept = held_out(answers, fitted.probe)
+    common = {"target": 0.4, "overwrite": True}
+    whole = calibrate_to_folder(
+        pocket, folder / "answers.jsonl", tmp_path / "probe", out=tmp_path / "g", **common
+    )
+    assert whole.num_true + whole.num_false == len(kept) < len(answers)
+    few = calibrate_to_folder(
+        pocket,
+        folder / "answers.jsonl",
+        tmp_path / "probe",
+        out=tmp_path / "g",
+        max_records=len(kept) - 3,
+        **common,
+    )
+    assert few.num_true + few.num_false == len(kept) - 3, (
+        "people are left out first, then answers are counted"
+    )
 
 
 def test_serve_as_a_command_until_it_is_told_to_stop(folder, calibrated, tmp_path):

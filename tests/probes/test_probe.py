@@ -63,14 +63,14 @@ def test_the_score_is_on_held_out_activations():
 def test_a_probe_comes_back_from_disk(tmp_path):
     positive, negative, _ = planted()
     probe = fit_probe(positive, negative, site="layers.1.resid_post", name="pirate", model_fingerprint="abc")
-    back = load_probe(probe.save(tmp_path / "p"))
+    back = load_probe(probe.save(tmp_path / "p"), model=None)
     assert torch.equal(back(positive), probe(positive)) and back.site == probe.site
     assert (back.auroc, back.model_fingerprint, back.direction.name) == (probe.auroc, "abc", "pirate")
     (tmp_path / "p" / "probe.json").write_text("{")
     with pytest.raises(ConfigError, match="broken probe"):
-        load_probe(tmp_path / "p")
+        load_probe(tmp_path / "p", model=None)
     with pytest.raises(ConfigError, match="no such file"):
-        load_probe(tmp_path / "missing")
+        load_probe(tmp_path / "missing", model=None)
 
 
 def test_another_model_or_site_is_refused():
@@ -83,6 +83,22 @@ def test_another_model_or_site_is_refused():
         probe.check(SimpleNamespace(fingerprint="abc", name="m", d_model=8))
     with pytest.raises(SiteError, match="not embed"):
         probe.check(SimpleNamespace(fingerprint="abc", name="m", d_model=D), "embed")
+
+
+def test_a_saved_probe_is_read_with_its_own_model_alone(tmp_path):
+    positive, negative, _ = planted()
+    own, other = (SimpleNamespace(fingerprint=f, name="m", d_model=D) for f in ("abc", "xyz"))
+    known = fit_probe(positive, negative, site="embed", model_fingerprint="abc")
+    unknown = fit_probe(positive, negative, site="embed")
+    assert known.data_sha256 == unknown.data_sha256 != fit_probe(negative, positive, site="embed").data_sha256
+    folder, nameless = known.save(tmp_path / "known"), unknown.save(tmp_path / "unknown")
+    assert load_probe(folder, model=own).data_sha256 == known.data_sha256
+    with pytest.raises(ModelError, match="fitted on another model"):
+        load_probe(folder, model=other)
+    with pytest.raises(ModelError, match="does not say which model"):
+        load_probe(nameless, model=own)
+    assert load_probe(folder, model=other, any_model=True).model_fingerprint == "abc"
+    assert load_probe(nameless, model=own, any_model=True).model_fingerprint == ""
 
 
 def test_unusable_activations_are_named():

@@ -9,16 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from fairlead.core.claims import TokenSpan
+from fairlead.core.claims import ClaimSpan, TokenSpan
 from fairlead.core.errors import ConfigError, ModelError
 from fairlead.core.nouns import SpanReadout
 from fairlead.data import collate
+from fairlead.data.template import encode_prompt
+from fairlead.guard import Guard
 from fairlead.models.adapters import make_adapters
 from fairlead.probes import SpanProbeConfig, encode_answers, load_span_probe
 from fairlead.probes.baselines import compare_auroc, confidence_baselines, ledger_baseline, shuffled_baseline
 from fairlead.probes.evaluating import evaluate
-from fairlead.probes.fitting import fit_on, part_of, split
+from fairlead.probes.fitting import fit_on, split
 from fairlead.probes.kinds import kind_names
+from fairlead.probes.parts import part_of
+from fairlead.training.rewards import Text, read_claims
 
 SITE = "layers.3.resid_post"
 
@@ -213,3 +217,17 @@ def test_a_lora_probe_leaves_no_trace_and_survives_its_folder(tmp_path, pocket, 
     texts = [score_texts(pocket, p, some[:4]) for p in (probe, again, replace(probe, adapters={}))]
     assert texts[0] == texts[1]
     assert texts[0] != texts[2], "the adapters must be on while the text is read"
+    own = Text(tuple(encode_prompt(some[0].messages, pocket.tokenizer)), some[0].response, claims_of(some[0]))
+    rewarded, bare = (read_claims(pocket, p, [own])[0][0].score for p in (probe, replace(probe, adapters={})))
+    assert rewarded == pytest.approx(texts[0][0].stretches[0][3], abs=1e-5), (
+        "rewards read it as it was fitted"
+    )
+    assert rewarded != pytest.approx(bare, abs=1e-5)
+    with pytest.raises(ConfigError, match="LoRA probe reads the model with its adapters on"):
+        Guard(pocket, probe)
+
+
+def claims_of(example):
+    return tuple(
+        ClaimSpan(start=s.start, end=s.end, text=example.response[s.start : s.end]) for s in example.stretches
+    )

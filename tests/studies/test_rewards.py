@@ -11,6 +11,7 @@ import fairlead as fl
 from fairlead.core.errors import ConfigError, RunError
 from fairlead.data import ChatData
 from fairlead.organisms import World
+from fairlead.probes.seen import key_of
 from fairlead.reports import reward_pictures, write_rewards
 from fairlead.studies.pocket_claims import fact_questions, is_heldout, pocket_verifier
 from fairlead.training.rewards import Question, load_reward_run
@@ -68,6 +69,18 @@ def test_other_runs_and_other_probes_are_refused(found, micro, tmp_path):
         )
     with pytest.raises(RunError):
         load_reward_run(tmp_path / "x")
+
+
+def test_a_probe_of_something_wanted_and_practice_on_its_own_people_are_told(micro, tmp_path, capsys):
+    probe = DoubtOf(micro.model, "b1")
+    probe.name = "right"
+    asked = [q._replace(entity=f"person {k}") for k, q in enumerate(questions())]
+    common = {"probe": probe, "config": settings(steps=1), "splitter": split}
+    with pytest.raises(ConfigError, match="tells the probability of 'right'"):
+        fl.train_rewards(micro.model, asked, out=tmp_path / "x", **common)
+    probe.seen = (key_of("person 1"), key_of("person 2"))
+    run = fl.train_rewards(micro.model, asked, out=tmp_path / "x", label="right", **common)
+    assert any("2 of 8 questions are about entities whose labels" in note for note in run.notes)
 
 
 def test_data_sets_become_questions_and_texts_do_not(micro):

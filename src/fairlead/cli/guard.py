@@ -40,6 +40,13 @@ AnyModel = Annotated[
     ),
 ]
 
+Label = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="What the probe tells, where it is unwanted but not called 'unsupported'."
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the group to the table of contents."""
@@ -62,6 +69,7 @@ def guard_calibrate(
     fpr: Annotated[float, typer.Option(help="Share of true answers that may be flagged.")] = 0.05,
     level: Annotated[str, typer.Option(help="answer (a true answer's highest score) or claim.")] = "answer",
     max_examples: Annotated[int | None, typer.Option(min=1, help="Use the first N answers only.")] = None,
+    label: Label = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
     out: Out = None,
@@ -93,6 +101,7 @@ def guard_calibrate(
             target=fpr,
             level=level,
             max_records=max_examples,
+            label=label,
             out=folder,
             overwrite=overwrite,
         )
@@ -156,6 +165,7 @@ def guard_run(
         float, typer.Option(min=0.0, help="0 for the most probable token each time.")
     ] = 0.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 64,
+    label: Label = None,
     seed: Seed = 0,
     dtype: Dtype = "float32",
     device: Device = "auto",
@@ -197,7 +207,11 @@ def guard_run(
             loaded,
             prompts,
             load_guard(
-                probe, loaded, any_model=any_model, other_ways=other_ways(rephrase, base_url=base_url)
+                probe,
+                loaded,
+                label=label,
+                any_model=any_model,
+                other_ways=other_ways(rephrase, base_url=base_url),
             ),
             policy=wanted,
             out=folder,
@@ -247,6 +261,7 @@ def guard_serve(
         int, typer.Option(min=1, help="Answers in line; more are refused with 429.")
     ] = 256,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer that may be asked for.")] = 512,
+    label: Label = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
     as_json: AsJson = False,
@@ -292,7 +307,7 @@ def guard_serve(
 
     with working():
         loaded = load_model(model, dtype=dtype, device=device)
-        guard = load_guard(probe, loaded, threshold=threshold, any_model=any_model)
+        guard = load_guard(probe, loaded, threshold=threshold, label=label, any_model=any_model)
         stats = serve(guard, settings, log=path, sync=sync, render=render_served, ready=ready)
     finish(
         "guard serve",

@@ -43,6 +43,12 @@ def reward_train(
         str | None,
         typer.Option(help="Labels the monitors' answers: pocket (the pocket world's exact table)."),
     ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What the probe tells, where it is unwanted but not called 'unsupported'."
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 150,
     groups: Annotated[int, typer.Option(min=1, help="Questions a step (of each process).")] = 8,
     group_size: Annotated[int, typer.Option(min=2, help="Rollouts of a question.")] = 8,
@@ -117,6 +123,7 @@ def reward_train(
             monitor=monitor,
             neutral=neutral,
             verifier=verifier,
+            label=label,
             out=folder,
             overwrite=overwrite,
             steps=steps,
@@ -217,6 +224,7 @@ MEASURES = (
     ("frozen_auroc", "probe against verifier, frozen copy"),
     ("student_auroc", "probe against verifier, student"),
     ("fresh_auroc", "fresh probe on the student"),
+    ("fresh_placebo", "fresh probe, placebo labels"),
     ("kl", "KL, nats per token"),
     ("entropy", "entropy, nats per token"),
     ("neutral_loss", "loss on neutral text"),

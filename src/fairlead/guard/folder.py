@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from fairlead.core.config import describe_validation
-from fairlead.core.errors import ConfigError, ModelError
+from fairlead.core.errors import ConfigError
 from fairlead.core.nouns import Readout, SpanReadout
 from fairlead.core.run import read_json, write_json
 from fairlead.guard.asking_again import OtherWays, other_systems
 from fairlead.guard.calibration import Calibration
 from fairlead.guard.guard import Guard
 from fairlead.probes import load_probe, load_span_probe, probe_folder
+from fairlead.probes.suitable import check_label
 
 if TYPE_CHECKING:
     from fairlead.models import Model
@@ -23,13 +24,16 @@ if TYPE_CHECKING:
 GUARD_FILE = "guard.json"
 PROBE_FOLDER = "probe"
 FORMAT, VERSION = "fairlead.guard", 1
+LOADERS: dict[Any, Any] = {"fairlead.probe": load_probe, "fairlead.span_probe": load_span_probe}
 
 
-def load_readout(folder: str | Path, model: Model, *, any_model: bool = False) -> SpanReadout | Readout:
-    """The probe in a folder, whichever kind it is; it must belong to the model, unless `any_model`.
+def load_readout(
+    folder: str | Path, model: Model, *, label: str | None = None, any_model: bool = False
+) -> SpanReadout | Readout:
+    """The probe in a folder, whichever kind it is; it must belong to the model (unless `any_model`), and tell "unsupported" or `label`.
 
     Raises:
-        ConfigError: No probe there, or a broken one.
+        ConfigError: No probe there, a broken one, or one of something that is not unwanted.
         ModelError: It was made for another model.
     """
     folder = probe_folder(folder)
@@ -39,21 +43,18 @@ def load_readout(folder: str | Path, model: Model, *, any_model: bool = False) -
         )
     about = read_json(folder / "probe.json")
     kind = about.get("format") if isinstance(about, dict) else None
-    if kind == "fairlead.probe":
-        probe = load_probe(folder)
-        if probe.model_fingerprint and probe.model_fingerprint != model.fingerprint and not any_model:
-            raise ModelError(
-                f"{folder}: the probe was fitted on another model than {model.name}. Next: fit one for it."
-            )
-        return probe
-    if kind != "fairlead.span_probe":
+    if kind not in LOADERS:
         raise ConfigError(
             f"{folder}: not a probe of a kind that is known here ({kind}). Next: update fairlead."
         )
-    return load_span_probe(folder, model=model, any_model=any_model)
+    probe = LOADERS[kind](folder, model=model, any_model=any_model)
+    check_label(probe, label, where=str(folder))
+    return probe
 
 
-def save_guard(folder: str | Path, probe: str | Path, calibration: Calibration, model: Model) -> Path:
+def save_guard(
+    folder: str | Path, probe: str | Path, calibration: Calibration, model: Model, *, label: str | None = None
+) -> Path:
     """Write `guard.json` and a copy of the probe into a folder that exists."""
     folder = Path(folder)
     shutil.copytree(probe_folder(probe), folder / PROBE_FOLDER, dirs_exist_ok=True)
@@ -64,6 +65,7 @@ def save_guard(folder: str | Path, probe: str | Path, calibration: Calibration, 
             "version": VERSION,
             "model_fingerprint": model.fingerprint,
             "segments": "sentences",
+            "label": label,
             "calibration": calibration.model_dump(mode="json"),
         },
     )
@@ -75,6 +77,7 @@ def load_guard(
     model: Model,
     *,
     threshold: float | None = None,
+    label: str | None = None,
     any_model: bool = False,
     other_ways: OtherWays = other_systems,
 ) -> Guard:
@@ -84,28 +87,32 @@ def load_guard(
         folder: Of the guard or the probe.
         model: The model to guard.
         threshold: In the place of the calibrated one.
+        label: What the probe tells, where that is not "unsupported"; a guard that was calibrated with one keeps it.
         any_model: See `Guard`.
         other_ways: See `Guard`.
 
     Raises:
-        ConfigError: Neither is there, or it is broken.
+        ConfigError: Neither is there, it is broken, or its probe tells something else.
         ModelError: Made for another model.
     """
     folder = Path(folder)
-    calibration, place = None, folder
-    if (folder / GUARD_FILE).is_file():
-        calibration, place = _read_calibration(folder), folder / PROBE_FOLDER
-    return Guard(
-        model,
-        load_readout(place, model, any_model=any_model),
-        threshold=threshold,
-        calibration=calibration,
-        any_model=any_model,
-        other_ways=other_ways,
-    )
+    calibration, place = read_calibration(folder), folder
+    if calibration is not None:
+        label, place = label or read_json(folder / GUARD_FILE).get("label"), folder / PROBE_FOLDER
+    readout = load_readout(place, model, label=label, any_model=any_model)
+    settings = {"any_model": any_model, "other_ways": other_ways}
+    return Guard(model, readout, threshold=threshold, calibration=calibration, **settings)
 
 
-def _read_calibration(folder: Path) -> Calibration:
+def read_calibration(folder: str | Path) -> Calibration | None:
+    """How the threshold of a guard's folder was found; None for any other folder.
+
+    Raises:
+        ConfigError: It is broken, or of an unknown version.
+    """
+    folder = Path(folder)
+    if not (folder / GUARD_FILE).is_file():
+        return None
     about = read_json(folder / GUARD_FILE)
     if not isinstance(about, dict) or about.get("format") != FORMAT or about.get("version") != VERSION:
         raise ConfigError(f"{folder}: not a guard of a version that is known here. Next: update fairlead.")

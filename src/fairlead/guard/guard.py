@@ -85,6 +85,7 @@ class Guard:
 
     Raises:
         ModelError: An encoder cannot generate; or the readout was made for another model.
+        ConfigError: A LoRA probe.
     """
 
     def __init__(
@@ -105,6 +106,11 @@ class Guard:
             raise ModelError(
                 f"the readout was made for another model (fingerprint {made_for[:12]}, {model.name} has {model.fingerprint[:12]}). "
                 "Next: fit one for this model, or say any_model."
+            )
+        if getattr(readout, "adapters", None):
+            raise ConfigError(
+                "a LoRA probe reads the model with its adapters on, which is another pass than the one that writes the answer; a guard has "
+                "that one only. Next: fit a probe of another kind (--kind attention)."
             )
         self.model, self.readout, self.calibration = model, as_span_readout(readout), calibration
         for site in self.readout.sites:

@@ -7,7 +7,6 @@ Nothing is refitted afterwards: what is saved is what was measured.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,24 +14,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from fairlead.core.claims import ClaimedAnswer
 from fairlead.core.errors import ConfigError
 from fairlead.core.progress import say
 from fairlead.core.run import sha256_json
 from fairlead.core.stats import auroc
 from fairlead.probes.calibrating import Calibration, expected_calibration_error, fit_calibration
-from fairlead.probes.examples import Example, examples_of
+from fairlead.probes.examples import Example
 from fairlead.probes.harvesting import Harvest, harvest
 from fairlead.probes.head import Head, SpanProbeConfig, Spans, pad_spans
 from fairlead.probes.kinds import get_kind
+from fairlead.probes.parts import PARTS, part_of
 from fairlead.probes.reading import make_reading
+from fairlead.probes.seen import seen_keys
 from fairlead.probes.span_probe import SpanProbe
 from fairlead.probes.token_head import fit_token_head
 
 if TYPE_CHECKING:
     from fairlead.models import Model
 
-PARTS = ("fit", "calibration", "test")
 LORA = "lora"  # the one kind that changes what is harvested
 
 
@@ -55,26 +54,6 @@ class FittedProbe(NamedTuple):
     def probabilities(self) -> np.ndarray:
         """Calibrated, of the test part."""
         return self.probe.calibration(torch.from_numpy(self.logits)).numpy()
-
-
-def part_of(group: str, config: SpanProbeConfig) -> str:
-    """Which part an entity belongs to; depends on its name and the seed only."""
-    digest = hashlib.blake2b(f"{config.seed}:{group}".encode(), digest_size=8).digest()
-    draw = int.from_bytes(digest, "big") / 2**64
-    if draw < config.test_share:
-        return "test"
-    return "calibration" if draw < config.test_share + config.calibration_share else "fit"
-
-
-def held_out(answers: Sequence[ClaimedAnswer], probe: SpanProbe) -> list[ClaimedAnswer]:
-    """Answers that a probe was not fitted on: all of them, or, where they hold its own data, those of its test part."""
-    try:
-        same = sha256_json([e.model_dump(mode="json") for e in examples_of(answers)]) == probe.data_sha256
-    except ConfigError:  # no labelled claim among them
-        return list(answers)
-    if not same:
-        return list(answers)
-    return [one for one in answers if part_of(one.entity or one.id, probe.config) == "test"]
 
 
 def default_sites(model: Model) -> tuple[str, ...]:
@@ -167,6 +146,7 @@ def fit_on(
             "share_positive": float(found.spans.labels.float().mean()),
             "num_dropped": found.num_dropped,
         },
+        seen=seen_keys(examples, config),
     )
     places = [(found.example[p], found.stretch[p]) for p in parts["test"]]
     return FittedProbe(probe.to(model.device), places, logits, labels)

@@ -23,6 +23,12 @@ from fairlead.core.errors import DataError
 from fairlead.core.run import atomic_path
 from fairlead.probes.examples import Example, Stretch, Task, examples_of
 
+TASK_NAMES: dict[Task, str] = {
+    "classify": "unsupported",
+    "localise": "claim",
+    "correct": "right",
+    "retract": "right",
+}
 CLAIM_LABELS: tuple[str, ...] = get_args(ClaimLabel)
 
 
@@ -104,6 +110,13 @@ def load_examples(path: str | Path, *, task: Task = "classify", positive: str | 
             source=str(path),
         )
     return examples
+
+
+def name_of(path: str | Path, *, task: Task = "classify", positive: str | None = None) -> str:
+    """What the positive class of a file's examples is called: the label asked for, a task's own name, or "true"."""
+    if positive is not None:
+        return positive
+    return TASK_NAMES[task] if all(_holds_claims(record) for _, record in _records(Path(path))) else "true"
 
 
 def _first_keys(path: Path) -> frozenset[str]:

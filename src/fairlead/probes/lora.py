@@ -2,7 +2,7 @@
 
 1. The head is an `attention` probe of the unchanged model: the start, and what the adapters must beat.
 2. Adapters and head are fitted together on the spans' cross-entropy plus `kl` times the divergence of the adapted model's next-token
-   distribution from its own on the tokens of the response, so that it goes on talking as it did.
+   distribution from its own on the tokens of the response, so that it goes on talking as it did (encoders talk not: cross-entropy alone).
 3. After each epoch the AUROC on the calibration part decides which state is kept; epoch 0 is the head without adapters.
 
 The activations that such a probe reads are those of the adapted model: capture them inside `with probe.attached(model)`. The adapters
@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fairlead.core.claims import TokenSpan
-from fairlead.core.errors import ConfigError
 from fairlead.core.progress import say
 from fairlead.core.stats import auroc
 from fairlead.data import collate
@@ -29,10 +28,11 @@ from fairlead.models.adapters import LowRank, adapted, make_adapters
 from fairlead.models.lens import Lens
 from fairlead.probes.encoding import EncodedAnswer, encode_prompt_and_text, locate
 from fairlead.probes.examples import Example
-from fairlead.probes.fitting import FittedProbe, fit_on, head_logits, part_of, split
+from fairlead.probes.fitting import FittedProbe, fit_on, head_logits, split
 from fairlead.probes.harvesting import Harvest, harvest
 from fairlead.probes.head import SpanProbeConfig
-from fairlead.probes.reading import EMBED, Reading, gather_spans, make_reading
+from fairlead.probes.parts import part_of
+from fairlead.probes.reading import Reading, gather_spans, make_reading
 
 if TYPE_CHECKING:
     from fairlead.models import Model
@@ -43,14 +43,11 @@ BATCH_TEXTS = 32
 def fit_lora(
     model: Model, examples: Sequence[Example], found: Harvest, *, name: str, config: SpanProbeConfig
 ) -> FittedProbe:
-    """Fit adapters and head, from a harvest of the unchanged model.
-
-    Raises:
-        ConfigError: The model's confidence is not read: the divergence needs the same lens.
-    """
+    """Fit adapters and head, from a harvest of the unchanged model."""
     reading = make_reading(model, config.sites or (), confidence=config.confidence)
-    if reading.lens is None:
-        raise ConfigError("a LoRA probe reads the model's confidence. Next: leave out --no-confidence.")
+    lens = reading.lens
+    if lens is None and model.is_causal and config.kl:
+        lens = Lens(model)  # not read by the probe, but what the divergence is measured with
     base = config.model_copy(update={"kind": "attention"})
     start = fit_on(found, examples, model=model, name=name, config=base)
     head = start.probe.head
@@ -82,7 +79,7 @@ def fit_lora(
                     head,
                     adapters,
                     reading,
-                    reading.lens,
+                    lens,
                     [train[i] for i in places.tolist()],
                     config.kl,
                 )
@@ -118,7 +115,7 @@ def _loss(
     head: torch.nn.Module,
     adapters: dict[str, LowRank],
     reading: Reading,
-    lens: Lens,
+    lens: Lens | None,
     examples: Sequence[Example],
     weight: float,
 ) -> Tensor:
@@ -128,15 +125,16 @@ def _loss(
     ]
     batch = collate([e.encoded for e in encoded], pad_id=model.pad_id)
     with adapted(model, adapters):
-        activations = model.capture(batch, reading.sites, stop_early=False, grad=True)
+        sites = (*reading.sites, lens.site) if lens is not None else reading.sites
+        activations = model.capture(batch, tuple(dict.fromkeys(sites)), stop_early=False, grad=True)
     spans, labels = _spans(examples, encoded)
     features, mask = gather_spans(reading.features(activations), spans)
     loss = binary_cross_entropy_with_logits(head.span_logits(features, mask), labels.to(features))  # type: ignore[operator]
-    if weight:
+    if weight and lens is not None:
         response = batch.loss_mask.to(features.device)
         now = lens.logprobs(activations[str(lens.site)])[response]
         with torch.no_grad():
-            own = model.capture(batch, [EMBED, lens.site], stop_early=False)
+            own = model.capture(batch, [lens.site], stop_early=False)
             before = lens.logprobs(own[str(lens.site)])[response]
         loss = loss + weight * (before.exp() * (before - now)).sum(-1).mean()
     return loss

@@ -7,6 +7,7 @@ the start model's probe is a measure of its own).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +44,7 @@ class Probe:
         method: How it was fitted.
         auroc: On held-out activations of the model it was fitted on; None where none were held out.
         model_fingerprint: Of that model; "" where unknown.
+        data_sha256: Of the activations it was fitted on; "" where unknown.
         num_positive: Activations it was fitted on, per side.
         num_negative: Activations it was fitted on, per side.
     """
@@ -52,6 +54,7 @@ class Probe:
     method: Method
     auroc: float | None = None
     model_fingerprint: str = ""
+    data_sha256: str = ""
     num_positive: int = 0
     num_negative: int = 0
     details: dict[str, Any] = field(default_factory=dict)
@@ -60,6 +63,11 @@ class Probe:
     def site(self) -> Site:
         """Where it reads."""
         return self.direction.site
+
+    @property
+    def name(self) -> str:
+        """What it reads; "" where nobody said."""
+        return self.direction.name
 
     def __call__(self, activations: Tensor) -> Tensor:
         """Scores `[...]` of activations `[..., d_model]`."""
@@ -73,10 +81,15 @@ class Probe:
         """Confirm that it belongs to this model and site.
 
         Raises:
-            ModelError: Another model.
+            ModelError: Another model, or nobody knows which.
             SiteError: Another site.
         """
-        if self.model_fingerprint and self.model_fingerprint != model.fingerprint:
+        if not self.model_fingerprint:
+            raise ModelError(
+                "this probe does not say which model it was fitted on. Next: fit it with model_fingerprint=model.fingerprint, or pass "
+                "any_model=True to read it all the same."
+            )
+        if self.model_fingerprint != model.fingerprint:
             raise ModelError(
                 f"this probe was fitted on another model (fingerprint {self.model_fingerprint[:12]}) than {model.name} "
                 f"({model.fingerprint[:12]}). Next: fit one for this model."
@@ -102,6 +115,7 @@ class Probe:
             "method": self.method,
             "auroc": self.auroc,
             "model_fingerprint": self.model_fingerprint,
+            "data_sha256": self.data_sha256,
             "num_positive": self.num_positive,
             "num_negative": self.num_negative,
             "details": self.details,
@@ -170,6 +184,7 @@ def fit_probe(
         method=method,
         auroc=score,
         model_fingerprint=model_fingerprint,
+        data_sha256=_sha256(positive, negative),
         num_positive=len(positive),
         num_negative=len(negative),
     )
@@ -182,11 +197,18 @@ def probe_folder(folder: str | Path) -> Path:
     return inner if not (folder / ABOUT_FILE).is_file() and (inner / ABOUT_FILE).is_file() else folder
 
 
-def load_probe(folder: str | Path) -> Probe:
+def load_probe(folder: str | Path, *, model: Model | None, any_model: bool = False) -> Probe:
     """Read what `Probe.save` wrote; a run folder or a guard that holds it will do.
+
+    Args:
+        folder: Of the probe.
+        model: The model whose activations it will read; None leaves the check (`Probe.check`) to the caller.
+        any_model: Accept another model than it was fitted on (a trained one: reading it with the start model's probe is a measure of
+            its own), or an unknown one.
 
     Raises:
         ConfigError: Missing or broken files.
+        ModelError: Another model, or the probe does not say which.
     """
     folder = probe_folder(folder)
     try:
@@ -202,7 +224,19 @@ def load_probe(folder: str | Path) -> Probe:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, SafetensorError) as error:
         raise ConfigError(f"{folder}: broken probe ({error}). Next: fit it again.") from error
     names = ("bias", "method", "auroc", "model_fingerprint", "num_positive", "num_negative", "details")
-    return replace(Probe(direction, 0.0, "logistic"), **{name: about[name] for name in names})
+    values = {name: about[name] for name in names} | {"data_sha256": about.get("data_sha256", "")}
+    probe = replace(Probe(direction, 0.0, "logistic"), **values)
+    if model is not None and not any_model:
+        probe.check(model)
+    return probe
+
+
+def _sha256(*sides: Tensor) -> str:
+    digest = hashlib.sha256()
+    for side in sides:
+        digest.update(f"{tuple(side.shape)}".encode())
+        digest.update(side.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _fit_logistic(positive: Tensor, negative: Tensor, regularisation: float) -> tuple[Tensor, float]:

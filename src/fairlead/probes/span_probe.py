@@ -53,6 +53,7 @@ class SpanProbe:
         metrics: Measures on held-out entities.
         details: What else is known of the fit.
         adapters: Of a LoRA probe: what must be attached to the model when its activations are captured.
+        seen: Keys of the entities whose labels fitted or calibrated it (`fairlead.probes.seen`); empty for probes of before they were kept.
     """
 
     reading: Reading
@@ -67,6 +68,7 @@ class SpanProbe:
     metrics: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     adapters: dict[str, LowRank] = field(default_factory=dict)
+    seen: tuple[str, ...] = ()
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -163,6 +165,7 @@ class SpanProbe:
             "data_sha256": self.data_sha256,
             "metrics": self.metrics,
             "details": self.details,
+            "seen": list(self.seen),
         }
         with atomic_path(folder) as temporary:
             temporary.mkdir(parents=True)
@@ -228,6 +231,7 @@ def load_span_probe(folder: str | Path, *, model: Model | None, any_model: bool 
         about["data_sha256"],
         about["metrics"],
         about["details"],
+        seen=tuple(about.get("seen", ())),
     )
     if model is not None and not any_model:
         probe.check(model)

@@ -28,8 +28,8 @@ from fairlead.organisms import World
 from fairlead.organisms.facts import Fact, fact_item, rephrase_fact
 from fairlead.probes import SpanProbe
 from fairlead.probes.examples import ROLES
-from fairlead.probes.fitting import held_out
 from fairlead.probes.labelled import load_claims, load_questions
+from fairlead.probes.seen import held_out
 from fairlead.studies.claims import label_answer
 from fairlead.studies.steering import prompts_of
 
@@ -251,6 +251,7 @@ def calibrate_to_folder(
     out: str | Path,
     level: Level = "answer",
     max_records: int | None = None,
+    label: str | None = None,
     overwrite: bool = False,
 ) -> Calibration:
     """Set a probe's threshold by a false-positive rate and write the guard's folder.
@@ -262,7 +263,8 @@ def calibrate_to_folder(
         target: False-positive rate.
         out: Run folder.
         level: Rate of true answers, or of true claims.
-        max_records: Use the first so many answers.
+        max_records: Use the first so many answers, of those about entities whose labels the probe has not seen.
+        label: What the probe tells, where that is not "unsupported".
         overwrite: Replace a finished run.
 
     Raises:
@@ -271,21 +273,28 @@ def calibrate_to_folder(
     """
     if not 0 < target < 1:
         raise ConfigError(f"--fpr {target} must lie between 0 and 1. Next: try 0.05.")
-    read = load_claims(answers)[:max_records]
-    guard, sha = load_guard(probe, model), sha256_file(answers)
+    read = load_claims(answers)
+    guard, sha = load_guard(probe, model, label=label), sha256_file(answers)
     if isinstance(guard.readout, SpanProbe):
         kept = held_out(read, guard.readout)
         if len(kept) < len(read):
             say(
-                f"the probe was fitted on these answers: calibrating on the {len(kept):,} that it was tested on"
+                f"the probe has seen labels of others: {len(kept):,} of {len(read):,} answers can be calibrated on"
             )
         read = kept
-    config = {"target": target, "level": level, "max_records": max_records, "probe": str(probe)}
+    read = read[:max_records]
+    config = {
+        "target": target,
+        "level": level,
+        "max_records": max_records,
+        "probe": str(probe),
+        "label": label,
+    }
     inputs = {"model": model.fingerprint, "answers": sha}
     with Run.start(
         out, study="guard calibrate", config=config, inputs=inputs, overwrite=overwrite, resume=False
     ) as run:
         found = calibrate_guard(guard, read, target=target, level=level, sha256=sha)
-        save_guard(run.folder, probe, found, model)
+        save_guard(run.folder, probe, found, model, label=label)
         run.finish(found.model_dump(mode="json"))
     return found

@@ -10,7 +10,7 @@ from fairlead.core.claims import ClaimLabel, ClaimSpan
 from fairlead.organisms import Item, World
 from fairlead.organisms.items import SplitChoice
 from fairlead.probes import SpanProbeConfig
-from fairlead.probes.fitting import part_of
+from fairlead.probes.parts import part_of
 from fairlead.training.rewards import Question, Verifier
 
 LABELS: dict[str, ClaimLabel] = {

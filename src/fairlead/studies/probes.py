@@ -29,7 +29,7 @@ from fairlead.probes.fitting import (
     split,
 )
 from fairlead.probes.harvesting import Harvest, harvest
-from fairlead.probes.labelled import load_examples
+from fairlead.probes.labelled import load_examples, name_of
 from fairlead.probes.reading import make_reading
 from fairlead.probes.scoring import ScoredText, score_texts
 
@@ -74,10 +74,7 @@ def fit_probes(
         RunError: The folder exists, or is in use.
     """
     examples = load_examples(data, task=task, positive=positive)
-    name = (
-        positive
-        or {"classify": "unsupported", "localise": "claim", "correct": "right", "retract": "right"}[task]
-    )
+    name = name_of(data, task=task, positive=positive)
     sites = (config.sites if config else None) or default_sites(model)
     base = SpanProbeConfig.make(config.model_dump() if config else None, sites=sites)
     base = base.model_copy(update={"confidence": base.confidence and model.is_causal})

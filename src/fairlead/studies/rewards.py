@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from fairlead.core.errors import ConfigError
 from fairlead.core.nouns import SpanReadout
+from fairlead.core.progress import say
 from fairlead.core.run import sha256_file, sha256_json
 from fairlead.data import ChatData, Row, encode, load_data
 from fairlead.probes import load_span_probe, probe_folder
 from fairlead.probes.labelled import load_questions
+from fairlead.probes.seen import num_seen
+from fairlead.probes.suitable import check_label
 from fairlead.studies.train import as_neutral
 from fairlead.training.processes import join, shared_run
 from fairlead.training.rewards import (
@@ -45,6 +48,7 @@ def train_rewards(
     splitter: Splitter = split_sentences,
     verifier: Verifier | str | None = None,
     fresh: FreshProbe | None = None,
+    label: str | None = None,
     config: RewardConfig | None = None,
     resume: bool = True,
     overwrite: bool = False,
@@ -65,7 +69,8 @@ def train_rewards(
         neutral: Neutral rows, on which the general loss is measured; none where None.
         splitter: Finds the claims of an answer; each stating sentence by default.
         verifier: Labels claims for the spot checks; "pocket" for the pocket world's.
-        fresh: Fits a fresh probe for the monitors; a linear one where None.
+        fresh: Fits a fresh probe for the monitors; one of the probe's own kind where None.
+        label: What the probe tells, where it is unwanted but not called "unsupported".
         config: All settings at once.
         resume: Continue an unfinished run of the same settings.
         overwrite: Replace a finished run.
@@ -84,7 +89,8 @@ def train_rewards(
     questions, source = as_questions(data)
     asked = None if monitor is None else as_questions(monitor)[0]
     found = RewardConfig.make({**(config.model_dump() if config is not None else {}), **settings})
-    readout, probe_name, probe_hash = as_readout(probe, model)
+    readout, probe_name, probe_hash = as_readout(probe, model, label=label)
+    notes = _notes(questions, readout)
     rows = as_neutral(neutral)
     encoded = encode(rows, model.tokenizer, max_length=model.max_length, on_long="drop") if rows else []
     about = {"model": model.name, "data": source, "probe": probe_name, **found.model_dump(mode="json")}
@@ -118,7 +124,7 @@ def train_rewards(
             probe=probe_name,
             frozen_sha256=result.frozen_sha256,
             stopped=result.stopped,
-            notes=result.notes,
+            notes=(*notes, *result.notes),
             seconds=result.seconds,
             config=found,
         )
@@ -126,6 +132,19 @@ def train_rewards(
         last = result.looks[-1]
         run.finish({"steps": len(result.steps), "unsupported": last.unsupported, "stopped": result.stopped})
     return load_reward_run(run.final)
+
+
+def _notes(questions: Sequence[Question], readout: SpanReadout) -> tuple[str, ...]:
+    """What to say of questions whose people the probe has labels of: on them its rewards know the answer by heart."""
+    num = num_seen((question.entity for question in questions), readout)
+    if not num:
+        return ()
+    note = (
+        f"{num:,} of {len(questions):,} questions are about entities whose labels fitted or calibrated the probe, where it is surer than "
+        "elsewhere. Practise on others to see what the probe can teach."
+    )
+    say(f"note: {note}")
+    return (note,)
 
 
 def as_questions(data: QuestionsLike) -> tuple[list[Question], str]:
@@ -148,11 +167,14 @@ def as_questions(data: QuestionsLike) -> tuple[list[Question], str]:
     return list(data), "questions"
 
 
-def as_readout(probe: SpanReadout | str | Path, model: Model) -> tuple[SpanReadout, str, str]:
+def as_readout(
+    probe: SpanReadout | str | Path, model: Model, *, label: str | None = None
+) -> tuple[SpanReadout, str, str]:
     """The probe, its name and its hash; checked against the model where it knows its own.
 
     Raises:
-        ConfigError: It reads no spans, or another model.
+        ConfigError: It reads no spans, or tells something that is not unwanted.
+        ModelError: It reads another model.
     """
     name, digest = "in memory", str(getattr(probe, "sha256", ""))
     if isinstance(probe, str | Path):
@@ -166,6 +188,7 @@ def as_readout(probe: SpanReadout | str | Path, model: Model) -> tuple[SpanReado
         raise ConfigError(
             f"{name}: a {type(probe).__name__} reads no claims. Next: give a span probe (`fairlead probe fit`)."
         )
+    check_label(probe, label, where=name)
     check = getattr(probe, "check", None)
     if callable(check):
         check(model)

@@ -31,15 +31,14 @@ from fairlead.training.dials import MOVES_FILE, keep_moves, mend, read_moves
 from fairlead.training.fit import CHECKPOINTS, save
 from fairlead.training.rewards.claims import Question, Splitter, Verifier, split_sentences
 from fairlead.training.rewards.config import RewardConfig
+from fairlead.training.rewards.fresh import FreshProbe, fresh_probe
 from fairlead.training.rewards.grpo import check_data, make_grpo, run_grpo
 from fairlead.training.rewards.hiding import ProbeLoss, check_setup, warn_of
 from fairlead.training.rewards.monitors import (
     MONITORS_FILE,
-    FreshProbe,
     Look,
     Monitor,
     as_line,
-    fresh_linear,
     read_looks,
     why_stop,
 )
@@ -140,7 +139,7 @@ def fit_rewards(
         splitter: Finds claims.
         verifier: For spot checks.
         neutral: Neutral text for the general loss.
-        fresh: Fits a fresh probe for the monitors; a linear one where None.
+        fresh: Fits a fresh probe for the monitors; one of the probe's own kind where None.
         resume: Go on from the last checkpoint in `folder`.
 
     Raises:
@@ -175,7 +174,7 @@ def fit_rewards(
         verifier=verifier,
         spot_checks=config.spot_checks,
         neutral=neutral,
-        fresh=fresh or fresh_linear(readout, seed=config.seed),
+        fresh=fresh or fresh_probe(readout, seed=config.seed),
         max_new_tokens=config.max_new_tokens,
         seed=config.seed,
     )

@@ -8,7 +8,7 @@ text. Nothing random of the training is drawn: a training with monitors takes th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,6 +25,7 @@ from fairlead.data import Encoded
 from fairlead.data.template import encode_prompt
 from fairlead.training.rewards.claims import Question, Splitter, Verifier
 from fairlead.training.rewards.config import StopRule
+from fairlead.training.rewards.fresh import FreshProbe, entity_of
 from fairlead.training.rewards.reading import Text, lay_out, read_claims, readout_on
 from fairlead.training.rewards.table import has_abstained
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from fairlead.models import Model
 
 MONITORS_FILE = "monitors.jsonl"
-FreshProbe = Callable[["Model", Sequence[Text], Sequence[bool]], float]
-"""Fits a new probe on a model's activations at the claims of texts (all in order, True: unsupported); its held-out AUROC."""
 
 
 class Look(Record):
@@ -48,7 +47,8 @@ class Look(Record):
         right_answers: Share of answers whose claims the verifier supports, all of them and at least one.
         frozen_auroc: How well the probe tells the verifier's labels on the frozen copy's reading of the student's text.
         student_auroc: The same on the student's own activations.
-        fresh_auroc: Of a probe fitted anew on the student's activations, held out.
+        fresh_auroc: Of a probe of the same kind fitted anew on the student's activations, on entities it has not seen.
+        fresh_placebo: The same with labels dealt out anew among the entities: .5 but for chance.
         kl: Nats per token, student against start model, on its own texts.
         entropy: Nats per token of the student.
         claims: Per answer.
@@ -66,6 +66,7 @@ class Look(Record):
     frozen_auroc: float | None = None
     student_auroc: float | None = None
     fresh_auroc: float | None = None
+    fresh_placebo: float | None = None
     kl: float
     entropy: float
     claims: float
@@ -172,7 +173,8 @@ class Monitor:
         for name, model, readout in self._readers(student):
             found[f"{name}_auroc"] = _separation(read_claims(model, readout, texts), truth)
         if self.fresh is not None and len(set(truth)) == 2:
-            found["fresh_auroc"] = _number(self.fresh(student, texts, truth))
+            entities = [entity_of(question) for question, _ in pairs]
+            found["fresh_auroc"], found["fresh_placebo"] = self.fresh(student, texts, truth, entities)
         return found
 
     def _readers(self, student: Model) -> tuple[tuple[str, Model, SpanReadout], ...]:
@@ -209,30 +211,6 @@ def answer_mask(texts: Sequence[Text], mask: Tensor) -> Float[Tensor, "batch seq
     for row, text in enumerate(texts):
         found[row, : len(text.prompt_ids)] = 0
     return found
-
-
-def fresh_linear(readout: SpanReadout, *, seed: int = 0) -> FreshProbe:
-    """A fresh linear probe on the mean activation of each claim at the probe's deepest site; half of the claims are held out."""
-
-    def fit(model: Model, texts: Sequence[Text], truth: Sequence[bool]) -> float:
-        from fairlead.probes import fit_probe
-
-        site = str(readout.sites[-1])
-        pooled = []
-        for first in range(0, len(texts), 128):
-            batch, spans = lay_out(model, texts[first : first + 128])
-            hidden = model.capture(batch, [site])[site].float().cpu()
-            pooled += [hidden[span.row, span.start : span.end].mean(0) for span in spans]
-        sides = [
-            torch.stack([v for v, label in zip(pooled, truth, strict=True) if label is wanted])
-            for wanted in (True, False)
-        ]
-        if min(map(len, sides)) < 4:
-            return float("nan")
-        probe = fit_probe(sides[0], sides[1], site=site, heldout=0.5, seed=seed, regularisation=0.01)
-        return float("nan") if probe.auroc is None else probe.auroc
-
-    return fit
 
 
 def why_stop(look: Look, first: Look, rule: StopRule) -> str | None:

@@ -6,6 +6,7 @@ The text is tokenised anew behind the prompt's tokens: what is read is the text,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -62,12 +63,19 @@ def readout_on(readout: SpanReadout, model: Model) -> SpanReadout:
     return readout if on is None else on(model)
 
 
+def attached(readout: SpanReadout, model: Model) -> AbstractContextManager[Any]:
+    """The model as the readout reads it: with its adapters on, where it has any (LoRA probes), unchanged otherwise."""
+    own: Any = getattr(readout, "attached", None)
+    return nullcontext() if own is None else own(model)
+
+
 def span_scores(
     model: Model, readout: SpanReadout, texts: Sequence[Text], *, grad: bool = False
 ) -> Float[Tensor, "span"]:
     """Scores of all claims of the texts, one after the other, in one forward pass."""
     batch, spans = lay_out(model, texts)
-    activations = model.capture(batch, readout.sites, grad=grad)
+    with attached(readout, model):
+        activations = model.capture(batch, readout.sites, grad=grad)
     return readout.span_scores(activations, spans)
 
 
