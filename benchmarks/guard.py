@@ -175,20 +175,24 @@ def run_seed(model: Model, world: World, seed: int, *, best_of: int) -> dict[str
     for name, policy in policies.items():
         rows[name] = measure(world, asked, plain, ask(guard, asked, policy, seed))
         say(f"seed {seed}, {name}: {json.dumps({k: round(v, 3) for k, v in rows[name].items()})}")
-    systems = Guard(
-        model, probe, calibration=calibration
-    )  # asks again under other system prompts, in the same words
-    for name, policy in AGAIN.items():
-        rows[f"{name} under other system prompts"] = measure(
-            world, asked, plain, ask(systems, asked, policy, seed)
-        )
+    again = AGAIN["retract, asked again"]
+    systems = Guard(model, probe, calibration=calibration)
+    name = "retract, asked again under other system prompts"
+    rows[name] = measure(world, asked, plain, ask(systems, asked, again, seed))
+    whole = calibrate_guard(guard, first, target=FPR, ask_again=8, uphold=1.0)
+    say(f"seed {seed}: calibrated as a whole: {whole}")
+    together = Guard(model, probe, calibration=whole, other_ways=world_rephrasings)
+    for kind, policy in POLICIES.items():
+        name = f"{kind}, calibrated as a whole"
+        rows[name] = measure(world, asked, plain, ask(together, asked, policy, seed))
+        say(f"seed {seed}, {name}: {json.dumps({k: round(v, 3) for k, v in rows[name].items()})}")
     rate = sum(bool(answer.flagged) for answer in plain) / len(plain)
     placebo = Guard(model, RandomReadout(probe.sites, seed), threshold=1 - rate)
     for name in POLICIES:
         rows[f"placebo: {name}"] = measure(world, asked, plain, ask(placebo, asked, POLICIES[name], seed))
     lots = Guard(model, probe, calibration=calibration, other_ways=strangers)
     rows["placebo: retract, asked again about somebody else"] = measure(
-        world, asked, plain, ask(lots, asked, AGAIN["retract, asked again"], seed)
+        world, asked, plain, ask(lots, asked, again, seed)
     )
     return rows
 
@@ -215,7 +219,14 @@ def report(found: list[dict[str, dict[str, float]]], *, publish: str | None) -> 
         values = {key: [one[name][key] for one in found] for key, _ in COLUMNS}
         values = {key: [x for x in row if x == x] for key, row in values.items()}
         cells = {key: cell(row, percent=True) for key, row in values.items()}
-        rows.append({"title": name, "cells": cells, "values": values, "bold": name == "retract"})
+        rows.append(
+            {
+                "title": name,
+                "cells": cells,
+                "values": values,
+                "bold": name == "retract, calibrated as a whole",
+            }
+        )
         print(f"{name:18} " + "  ".join(f"{key} {text}" for key, text in cells.items()))
     if publish:
         write_table(
@@ -230,6 +241,9 @@ def report(found: list[dict[str, dict[str, float]]], *, publish: str | None) -> 
                 "sampling; intervals are 95 % t intervals.",
                 "An answer counts by its last word: a later claim replaces an earlier one, a withdrawal leaves nothing standing.",
                 "For best of n, acted on means that another answer than the plain one was chosen.",
+                "Asked again: the question in its eight other phrasings before anything is done; a claim whose decisive word two thirds of "
+                "the answers hold stands. Calibrated as a whole: all eight must hold it, and the threshold is the lowest at which at "
+                "most 5 % of true answers are acted on. Maintained: of the true answers that were flagged, whatever was done then.",
                 "Placebo: random scores at the threshold that flags as many answers.",
             ),
         )

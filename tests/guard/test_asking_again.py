@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from fairlead.core.errors import ConfigError
-from fairlead.guard import Guard, Policy
+from fairlead.core.errors import ConfigError, LLMError
+from fairlead.guard import Calibration, Guard, Policy, calibrate_guard
 from fairlead.guard.asking_again import OTHER_WAYS, SecondOpinion, other_systems, rephrased_by
 from fairlead.guard.guard import Request
 from fairlead.llm import ScriptedModel
 from fairlead.models.generation import prompt_ids
 from fairlead.organisms.facts import rephrase_fact
+from fairlead.studies.claims import label_answer
 from fairlead.studies.guard import world_rephrasings
 
 AGAIN = {"threshold": 0.0, "ask_again": 8, "max_interventions": 16}
@@ -88,7 +89,7 @@ def test_the_decisive_word_is_the_least_certain_that_the_question_does_not_hold(
         pocket.tokenizer.decode(ids[: place + 1])[len(pocket.tokenizer.decode(ids[:place])) :]
         for place in range(len(ids))
     ]
-    opinion = SecondOpinion(pocket, [prompt], stops=(), max_new_tokens=16)
+    opinion = SecondOpinion(pocket, lambda: [prompt], stops=(), max_new_tokens=16)
     found = opinion.on(prompt, ids, pieces, (0, len(text)))
     assert found.word == value and found.share == 1.0
 
@@ -114,6 +115,60 @@ def test_questions_of_the_world_have_their_other_phrasings(known):
     assert len(found) == 8 and question not in found and not rephrase_fact("What is 3 plus 4?")
 
 
+def test_a_guard_that_asks_again_is_calibrated_as_a_whole(pocket, readout, world):
+    """The threshold is where the rate of true answers acted on is kept: what it would be if all were asked."""
+    items = world.items("fact", 40, seed=2, split="any", max_exposures=12) + world.items(
+        "fact", 10, seed=3, max_exposures=0, split="any"
+    )
+    texts = pocket.generate([item.question for item in items])
+    answers = [
+        label_answer(world, item, text, id=str(n))
+        for n, (item, text) in enumerate(zip(items, texts, strict=True))
+    ]
+    guard = Guard(pocket, readout, other_ways=world_rephrasings)
+    alone = calibrate_guard(guard, answers, target=0.2)
+    whole = calibrate_guard(guard, answers, target=0.2, ask_again=8, uphold=1.0, rephrase="world")
+    assert whole.threshold < alone.threshold and (whole.ask_again, whole.uphold, whole.rephrase) == (
+        8,
+        1.0,
+        "world",
+    )
+    guard = Guard(pocket, readout, calibration=whole, other_ways=world_rephrasings)
+    again = guard.answer([item.question for item in items], policy=Policy(kind="retract"), max_new_tokens=64)
+    true = [all(claim.label == "supported" for claim in answer.claims) for answer in answers]
+    acted = [any(act.kind == "retract" for act in one.interventions) for one in again]
+    share = sum(hit for hit, right in zip(acted, true, strict=True) if right) / sum(true)
+    assert share == pytest.approx(whole.false_positives) and 0 < share <= 0.2
+    assert any(act.kind == "uphold" for one in again for act in one.interventions)
+
+
+def test_a_guard_that_asks_again_still_answers_plain_texts(pocket, readout):
+    whole = Calibration(
+        target=0.1,
+        level="answer",
+        threshold=0.0,
+        num_true=9,
+        num_false=1,
+        false_positives=0.0,
+        true_positives=1.0,
+        ask_again=4,
+    )
+    guard = Guard(pocket, readout, calibration=whole)
+    request = guard.request("Where does Lumfolia live?", chat=False, policy=Policy(kind="flag"))
+    assert request.again is None and list(guard.run([request]))
+    request = guard.request("Where does Lumfolia live?", chat=False, policy=Policy(kind="retract"))
+    assert request.again is None and next(iter(guard.run([request])))[1].finish == "retract"
+
+
+def test_where_nobody_rephrases_the_score_decides(pocket, readout, questions):
+    def away(messages, num):
+        raise LLMError("no connection")
+
+    guard = Guard(pocket, readout, other_ways=away, threshold=0.0)
+    answer = guard.answer(questions[:1], policy=Policy(kind="retract", ask_again=3))[0]
+    assert answer.finish == "retract" and answer.interventions[0].note == "not asked again: no connection"
+
+
 def test_what_cannot_be_asked_again_says_so(pocket, readout):
     guard, policy = Guard(pocket, readout), Policy(kind="retract", ask_again=2)
     with pytest.raises(ConfigError, match="plain text"):
@@ -121,4 +176,6 @@ def test_what_cannot_be_asked_again_says_so(pocket, readout):
     with pytest.raises(ConfigError, match="in which other ways"):
         guard.streams(Request([1, 2], policy=policy))
     with pytest.raises(ConfigError, match="gave no way"):
-        Guard(pocket, readout, other_ways=lambda messages, num: []).request("Why?", policy=policy)
+        Guard(pocket, readout, other_ways=lambda messages, num: [], threshold=0.0).answer(
+            ["Why?"], policy=policy
+        )

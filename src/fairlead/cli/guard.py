@@ -32,6 +32,34 @@ Threshold = Annotated[
         min=0.0, max=1.0, help="Score from which a claim is flagged; the calibrated one by default."
     ),
 ]
+AskAgain = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=16,
+        help="Before a claim is acted on, put the question in N other ways; what the answers repeat is upheld.",
+        show_default="as calibrated, else 0",
+    ),
+]
+Uphold = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Share of these answers that must repeat a claim.",
+        show_default="as calibrated, else 0.66",
+    ),
+]
+Rephrase = Annotated[
+    str | None,
+    typer.Option(
+        help="Other ways: other words by a language model (openai:MODEL) or world; other system prompts by default.",
+        show_default="as calibrated",
+    ),
+]
+BaseUrl = Annotated[
+    str | None, typer.Option(help="With --rephrase openai: the endpoint.", show_default=False)
+]
 AnyModel = Annotated[
     bool,
     typer.Option(
@@ -69,6 +97,10 @@ def guard_calibrate(
     fpr: Annotated[float, typer.Option(help="Share of true answers that may be flagged.")] = 0.05,
     level: Annotated[str, typer.Option(help="answer (a true answer's highest score) or claim.")] = "answer",
     max_examples: Annotated[int | None, typer.Option(min=1, help="Use the first N answers only.")] = None,
+    ask_again: AskAgain = None,
+    uphold: Uphold = None,
+    rephrase: Rephrase = None,
+    base_url: BaseUrl = None,
     label: Label = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
@@ -79,6 +111,8 @@ def guard_calibrate(
 ) -> None:
     """Set a probe's threshold so that at most a given share of true answers is flagged; the run folder is a guard.
 
+    With --ask-again it is the share that is acted on, once other answers have upheld what they repeat.
+
     JSON: `threshold`, `target`, `level`, `num_true`, `num_false`, `false_positives` and `true_positives` (on these answers).
 
     Example:
@@ -87,6 +121,7 @@ def guard_calibrate(
     """
     from fairlead.cli.show import show_facts
     from fairlead.core.errors import ConfigError
+    from fairlead.guard.policy import UPHOLD
     from fairlead.models import load_model
     from fairlead.studies.guard import calibrate_to_folder
 
@@ -102,6 +137,10 @@ def guard_calibrate(
             level=level,
             max_records=max_examples,
             label=label,
+            ask_again=ask_again or 0,
+            uphold=UPHOLD if uphold is None else uphold,
+            rephrase=rephrase,
+            base_url=base_url,
             out=folder,
             overwrite=overwrite,
         )
@@ -132,24 +171,10 @@ def guard_run(
         int, typer.Option(min=0, max=16, help="Most interventions in one answer.")
     ] = 1,
     n: Annotated[int, typer.Option("--n", min=2, max=64, help="Draws of best_of_n.")] = 4,
-    ask_again: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=16,
-            help="Before a claim is acted on, put the question in N other ways; what the answers repeat is upheld.",
-        ),
-    ] = 0,
-    uphold: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of these answers that must repeat it.")
-    ] = 0.66,
-    rephrase: Annotated[
-        str | None,
-        typer.Option(
-            help="With --ask-again: other words by a language model (openai:MODEL) or world; other system prompts by default."
-        ),
-    ] = None,
-    base_url: Annotated[str | None, typer.Option(help="With --rephrase openai: the endpoint.")] = None,
+    ask_again: AskAgain = None,
+    uphold: Uphold = None,
+    rephrase: Rephrase = None,
+    base_url: BaseUrl = None,
     verify: Annotated[
         str | None,
         typer.Option(
@@ -211,7 +236,7 @@ def guard_run(
                 loaded,
                 label=label,
                 any_model=any_model,
-                other_ways=other_ways(rephrase, base_url=base_url),
+                other_ways=other_ways(rephrase, base_url=base_url, guard=probe),
             ),
             policy=wanted,
             out=folder,
@@ -243,6 +268,8 @@ def guard_serve(
     probe: ProbeFolder,
     threshold: Threshold = None,
     any_model: AnyModel = False,
+    rephrase: Rephrase = None,
+    base_url: BaseUrl = None,
     name: Annotated[
         str | None, typer.Option(help="What clients call the model; its own name by default.")
     ] = None,
@@ -285,6 +312,7 @@ def guard_serve(
     from fairlead.guard.server import ServerConfig, load_server, serve
     from fairlead.models import load_model
     from fairlead.reports import render_served
+    from fairlead.studies.guard import other_ways
 
     if sync not in ("always", "second", "never"):
         raise ConfigError(f"--sync '{sync}' is not known. Next: use always, second or never.")
@@ -307,7 +335,14 @@ def guard_serve(
 
     with working():
         loaded = load_model(model, dtype=dtype, device=device)
-        guard = load_guard(probe, loaded, threshold=threshold, label=label, any_model=any_model)
+        guard = load_guard(
+            probe,
+            loaded,
+            threshold=threshold,
+            label=label,
+            any_model=any_model,
+            other_ways=other_ways(rephrase, base_url=base_url, guard=probe),
+        )
         stats = serve(guard, settings, log=path, sync=sync, render=render_served, ready=ready)
     finish(
         "guard serve",

@@ -86,14 +86,8 @@ def ask_otherwise(
     """Token ids of a request put in other ways.
 
     Raises:
-        ConfigError: The model has no chat template, or `ways` gives none.
+        ConfigError: `ways` gives none.
     """
-    from fairlead.data.template import has_chat_template
-
-    if not has_chat_template(model.tokenizer):
-        raise ConfigError(
-            f"ask_again: {model.name} has no chat template, so a request cannot be put in another way. Next: leave ask_again at 0."
-        )
     messages = (
         [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [_as_dict(m) for m in prompt]
     )
@@ -138,21 +132,26 @@ class SecondOpinion:
 
     Args:
         model: Answers.
-        prompts: Token ids of the request, put in other ways.
+        again: Gives the token ids of the request put in other ways; called once, when first needed.
         stops: Token ids that end an answer.
         max_new_tokens: Longest answer.
     """
 
     def __init__(
-        self, model: Model, prompts: Sequence[Sequence[int]], *, stops: Collection[int], max_new_tokens: int
+        self,
+        model: Model,
+        again: Callable[[], Sequence[Sequence[int]]],
+        *,
+        stops: Collection[int],
+        max_new_tokens: int,
     ) -> None:
-        self.model, self.prompts, self.stops, self.max_new_tokens = model, prompts, set(stops), max_new_tokens
+        self.model, self.again, self.stops, self.max_new_tokens = model, again, set(stops), max_new_tokens
 
     @cached_property
     def answers(self) -> list[str]:
         """The other answers."""
         groups: dict[int, list[Sequence[int]]] = {}
-        for prompt in self.prompts:  # one length at a time where the family ignores the attention mask
+        for prompt in self.again():  # one length at a time where the family ignores the attention mask
             groups.setdefault(0 if self.model.resolved.family.reads_mask else len(prompt), []).append(prompt)
         limit = self.max_new_tokens
         return [
@@ -178,7 +177,7 @@ class SecondOpinion:
         news = [word for word in found if word.group().casefold() not in asked]
         words = [word for word in news if word.group().casefold() not in _common_words()] or news or found
         if not words:
-            return Opinion("", len(self.prompts), len(self.prompts))
+            return Opinion("", 1, 1)
         doubt = self._doubt(prompt, answer)
         starts = [len("".join(pieces[:place])) for place in range(len(pieces))]
 

@@ -1,18 +1,22 @@
 """Thresholds by a target false-positive rate, from answers whose claims are known to be true or not.
 
 The rate is kept in the conformal way: of n true answers (or claims), the threshold lies just above the floor(rate * (n + 1))-th largest
-score, so that a new true answer like them is flagged with at most this probability.
+score, so that a new true answer like them is flagged with at most this probability. A guard that asks again (`guard.asking_again`) is
+calibrated as a whole: the score of a claim that the other answers uphold counts as 0, so that the rate is that of true answers acted on.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from fairlead.core.claims import ClaimedAnswer
+from fairlead.core.claims import ClaimedAnswer, ClaimSpan
 from fairlead.core.config import Record
 from fairlead.core.errors import ConfigError
+from fairlead.guard.policy import UPHOLD
+from fairlead.models.generation import prompt_ids
 
 if TYPE_CHECKING:
     from fairlead.guard.guard import Guard
@@ -32,6 +36,9 @@ class Calibration(Record):
         false_positives: Share of the true ones that it flags.
         true_positives: Share of the unsupported ones that it flags.
         sha256: Hash of the answers.
+        ask_again: Other ways in which a flagged claim is asked about; then the rates count answers that are acted on.
+        uphold: Share of these answers that lets a claim stand.
+        rephrase: How the other ways are made, as the command line calls it; "" for other system prompts.
     """
 
     target: float
@@ -42,6 +49,9 @@ class Calibration(Record):
     false_positives: float
     true_positives: float
     sha256: str = ""
+    ask_again: int = 0
+    uphold: float = UPHOLD
+    rephrase: str = ""
 
 
 def find_threshold(true: Sequence[float], target: float) -> float:
@@ -90,6 +100,9 @@ def calibrate_guard(
     level: Level = "answer",
     batch_size: int = 32,
     sha256: str = "",
+    ask_again: int = 0,
+    uphold: float = UPHOLD,
+    rephrase: str = "",
 ) -> Calibration:
     """A calibration of a guard on labelled answers, which it reads as it reads its own while they are written.
 
@@ -100,24 +113,71 @@ def calibrate_guard(
         level: Of true answers or of true claims.
         batch_size: Answers at a time.
         sha256: Hash of the answers, for the record.
+        ask_again: Set the threshold for a guard that asks again before it acts: the rate counts true answers that are acted on.
+        uphold: Share of the other answers that lets a claim stand.
+        rephrase: Name of the guard's other ways, for the record.
 
     Raises:
         ConfigError: No claim has a label, or there are too few true ones.
     """
     from fairlead.guard.reading import read_answers
 
-    scores: dict[bool, list[float]] = {True: [], False: []}
+    found: dict[bool, list[_Scored]] = {True: [], False: []}
     for answer, spans in zip(answers, read_answers(guard, answers, batch_size=batch_size), strict=True):
-        known = [(span.score or 0.0, span.unsupported) for span in spans if span.unsupported is not None]
         if level == "claim":
-            for score, unsupported in known:
-                scores[bool(unsupported)].append(score)
+            for span in spans:
+                if span.unsupported is not None:
+                    found[span.unsupported].append(_Scored(answer, (span,)))
         elif any(claim.label is not None for claim in answer.claims):
             # all spans count, as they do when the guard reads: a sentence that claims nothing can be flagged as well
-            worst = max((span.score or 0.0 for span in spans), default=0.0)
-            scores[any(bool(claim.unsupported) for claim in answer.claims)].append(worst)
-    if not scores[False]:
+            found[any(bool(claim.unsupported) for claim in answer.claims)].append(
+                _Scored(answer, tuple(spans))
+            )
+    if not found[False]:
         raise ConfigError(
             f"none of the {len(answers)} answers has supported claims only. Next: label claims (supported, contradicted, insufficient)."
         )
-    return calibrate(scores[False], scores[True], target=target, level=level, sha256=sha256)
+    if not ask_again:
+        true, false = ([one.worst for one in found[label]] for label in (False, True))
+        return calibrate(true, false, target=target, level=level, sha256=sha256)
+    find_threshold([one.worst for one in found[False]], target)  # enough of them? before anything is asked
+    allowed, true = math.floor(target * (len(found[False]) + 1)), []
+    for one in sorted(found[False], key=lambda one: -one.worst):
+        largest = heapq.nlargest(allowed, true)
+        settled = (
+            len(largest) == allowed and largest[-1] >= one.worst
+        )  # nothing that follows can be among these
+        true.append(one.worst if settled else _acted_on(guard, one, ask_again, uphold))
+    at = min(find_threshold(true, target), 1.0)
+    false = [
+        _acted_on(guard, one, ask_again, uphold) if one.worst >= at else one.worst for one in found[True]
+    ]
+    kept = calibrate(true, false, target=target, level=level, sha256=sha256)
+    return kept.model_copy(update={"ask_again": ask_again, "uphold": uphold, "rephrase": rephrase})
+
+
+class _Scored(NamedTuple):
+    """An answer and those of its spans that count."""
+
+    answer: ClaimedAnswer
+    spans: tuple[ClaimSpan, ...]
+
+    @property
+    def worst(self) -> float:
+        return max((span.score or 0.0 for span in self.spans), default=0.0)
+
+
+def _acted_on(guard: Guard, one: _Scored, ask_again: int, uphold: float) -> float:
+    """The highest score among the spans that other answers do not uphold; 0 for none."""
+    from fairlead.guard.pieces import Pieces
+
+    messages = list(one.answer.messages)
+    opinion = guard.second_opinion(messages, ask_again)
+    prompt = prompt_ids(guard.model, messages)
+    tokens = list(guard.model.tokenizer(one.answer.response, add_special_tokens=False)["input_ids"])
+    pieces = Pieces(guard.lexicon.table)
+    texts = [pieces.add(token) for token in tokens]
+    for span in sorted(one.spans, key=lambda span: -(span.score or 0.0)):
+        if opinion.on(prompt, tokens, texts, (span.start, span.end)).share < uphold:
+            return span.score or 0.0
+    return 0.0

@@ -8,8 +8,9 @@ guard.answer(["Where does Lumfolia live?"], policy=Policy(kind="correct"))[0].in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,7 +52,7 @@ class Request:
         stop: Texts that end the answer.
         plain: Whether the prompt is plain text that the answer continues (its first piece may then need a space).
         draws: `[n, max_new_tokens]` uniform numbers in the place of those of the seed.
-        again: Token ids of the request put in other ways, for policies that ask again.
+        again: Gives the token ids of the request put in other ways, for policies that ask again; called where a claim is flagged.
     """
 
     ids: Sequence[int]
@@ -63,7 +64,7 @@ class Request:
     stop: tuple[str, ...] = ()
     plain: bool = False
     draws: Tensor | None = None
-    again: tuple[Sequence[int], ...] = ()
+    again: Callable[[], Sequence[Sequence[int]]] | None = None
 
     @property
     def num_draws(self) -> int:
@@ -149,21 +150,23 @@ class Guard:
                 f"max_new_tokens {request.max_new_tokens}, temperature {request.temperature} and top_p {request.top_p} must be at least "
                 "1, at least 0, and above 0 and at most 1. Next: change them."
             )
-        policy = request.policy
-        if policy.asks_again:
-            if chat is False:
-                raise ConfigError(
-                    "ask_again: a plain text cannot be put in another way. Next: ask as a chat, or leave ask_again at 0."
-                )
-            ways = self.other_ways
-            again = ask_otherwise(self.model, prompt, policy.ask_again, system=system, ways=ways)
-            request = replace(request, again=again)
+        policy, can_ask = (
+            self.filled(request.policy),
+            chat is not False and has_chat_template(self.model.tokenizer),
+        )
+        if policy.asks_again and can_ask:
+            request = replace(request, again=self._again(prompt, policy.ask_again or 0, system=system))
+        elif request.policy.asks_again:
+            raise ConfigError(
+                "ask_again: a plain text cannot be put in another way. Next: ask as a chat (the model needs a chat template), or leave "
+                "ask_again at 0."
+            )
         plain = isinstance(prompt, str) and not has_chat_template(self.model.tokenizer)
         return replace(request, plain=True) if plain else request
 
     def streams(self, request: Request, key: Any = None) -> list[Stream]:
         """The rows that answer a request: one, or several draws for `best_of_n`."""
-        num, policy = request.num_draws, request.policy
+        num, policy = request.num_draws, self.filled(request.policy)
         temperature = request.temperature or (1.0 if policy.kind == "best_of_n" else 0.0)
         draws: list[list[float] | None] = [None] * num
         if temperature > 0:
@@ -174,13 +177,11 @@ class Guard:
             draws = list(numbers.tolist())
         limit = min(request.max_new_tokens, self.model.max_length - len(request.ids))
         opinion = None
-        if policy.asks_again:
-            if not request.again:
-                raise ConfigError(
-                    "ask_again: the request does not say in which other ways. Next: make it with `Guard.request`, or set `again`."
-                )
-            opinion = SecondOpinion(
-                self.model, request.again, stops=self.lexicon.stops, max_new_tokens=request.max_new_tokens
+        if policy.asks_again and request.again is not None:
+            opinion = self._opinion(request.again, request.max_new_tokens)
+        elif request.policy.asks_again:
+            raise ConfigError(
+                "ask_again: the request does not say in which other ways. Next: make it with `Guard.request`, or set `again`."
             )
         return [
             Stream(
@@ -195,6 +196,25 @@ class Guard:
             )
             for own in draws
         ]
+
+    def filled(self, policy: Policy) -> Policy:
+        """A policy with what the calibration says where it leaves that open."""
+        own = self.calibration
+        return policy.filled() if own is None else policy.filled(own.ask_again, own.uphold)
+
+    def second_opinion(
+        self, prompt: str | Sequence[Any], num: int, *, max_new_tokens: int = 64
+    ) -> SecondOpinion:
+        """The answers to a request put in `num` other ways."""
+        return self._opinion(self._again(prompt, num, system=None), max_new_tokens)
+
+    def _again(
+        self, prompt: str | Sequence[Any], num: int, *, system: str | None
+    ) -> Callable[[], Sequence[Sequence[int]]]:
+        return partial(ask_otherwise, self.model, prompt, num, system=system, ways=self.other_ways)
+
+    def _opinion(self, again: Callable[[], Sequence[Sequence[int]]], max_new_tokens: int) -> SecondOpinion:
+        return SecondOpinion(self.model, again, stops=self.lexicon.stops, max_new_tokens=max_new_tokens)
 
     def batch(self, *, live: bool = False) -> GuardedBatch:
         """A running batch of this guard; use it as a context manager."""

@@ -11,6 +11,7 @@ from fairlead.core.config import Config
 Kind = Literal["observe", "flag", "retract", "correct", "best_of_n", "abort"]
 KINDS: tuple[Kind, ...] = ("observe", "flag", "retract", "correct", "best_of_n", "abort")
 ACTING = ("retract", "correct", "abort")  # kinds that do something about a flagged claim
+UPHOLD = 0.66
 TEXTS = {"retract": "I do not know.", "correct": "Wait, let me check."}
 
 
@@ -26,8 +27,10 @@ class Policy(Config):
         then: Whether a retraction ends the answer.
         max_interventions: Most interventions in one answer; further flagged claims are only marked.
         n: Answers that `best_of_n` draws.
-        ask_again: Before a claim is retracted, corrected or the answer aborted, put the request in this many other ways (0: do not).
-        uphold: Share of these answers that must hold the claim's decisive word for the claim to stand (`guard.asking_again`).
+        ask_again: Before a claim is retracted, corrected or the answer aborted, put the request in this many other ways (0: do not);
+            None for what the guard was calibrated with.
+        uphold: Share of these answers that must hold the claim's decisive word for the claim to stand (`guard.asking_again`); None
+            for what the guard was calibrated with, else two thirds.
     """
 
     kind: Kind = "observe"
@@ -36,8 +39,8 @@ class Policy(Config):
     then: Literal["end", "go_on"] = "end"
     max_interventions: int = Field(default=1, ge=0, le=16)
     n: int = Field(default=4, ge=2, le=64)
-    ask_again: int = Field(default=0, ge=0, le=16)
-    uphold: float = Field(default=0.66, ge=0, le=1)
+    ask_again: int | None = Field(default=None, ge=0, le=16)
+    uphold: float | None = Field(default=None, ge=0, le=1)
 
     @property
     def injection(self) -> str:
@@ -47,4 +50,13 @@ class Policy(Config):
     @property
     def asks_again(self) -> bool:
         """Whether a flagged claim gets a second opinion."""
-        return self.ask_again > 0 and self.kind in ACTING
+        return bool(self.ask_again) and self.kind in ACTING
+
+    def filled(self, ask_again: int = 0, uphold: float = UPHOLD) -> Policy:
+        """The same with these where it leaves them open."""
+        return self.model_copy(
+            update={
+                "ask_again": ask_again if self.ask_again is None else self.ask_again,
+                "uphold": uphold if self.uphold is None else self.uphold,
+            }
+        )

@@ -46,11 +46,14 @@ class GuardOptions(_In):
     then: Literal["end", "go_on"] = Field(default="end", description="Whether a retraction ends the answer.")
     max_interventions: int = Field(default=1, ge=0, le=16)
     n: int = Field(default=4, ge=2, le=64, description="Draws of best_of_n.")
-    ask_again: int = Field(
-        default=0, ge=0, le=12, description="Ask in so many other ways before a policy acts on a claim."
+    ask_again: int | None = Field(
+        default=None,
+        ge=0,
+        le=12,
+        description="Ask in so many other ways before a policy acts on a claim; as calibrated where left out.",
     )
-    uphold: float = Field(
-        default=0.66,
+    uphold: float | None = Field(
+        default=None,
         ge=0,
         le=1,
         description="Share of these answers that must hold the claim's decisive word for it to stand.",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fairlead.core.claims import ClaimSpan
+from fairlead.core.errors import LLMError
 from fairlead.guard.answers import Finish, GuardedAnswer, Intervention
 from fairlead.guard.asking_again import SecondOpinion
 from fairlead.guard.pieces import Pieces, PieceTable
@@ -258,9 +259,14 @@ class Stream:
         if self.opinion is None:
             return kind, ""
         claim = self.claims[-1]
-        found = self.opinion.on(self.row.ids, self.row.answer, self._texts, (claim.start, claim.end))
+        try:
+            found = self.opinion.on(self.row.ids, self.row.answer, self._texts, (claim.start, claim.end))
+        except (
+            LLMError
+        ) as error:  # who puts the question in other words is away: act on the score, other answers go on
+            return kind, f"not asked again: {error}"
         note = f"{found.agree} of {found.num} other answers hold '{found.word}'"
-        return ("uphold" if found.share >= self.policy.uphold else kind), note
+        return ("uphold" if found.share >= (self.policy.uphold or 0.0) else kind), note
 
     def _put_in(self, tokens: list[int], *, at_once: bool) -> str:
         """Put tokens into the answer: at once where nothing follows them, else one a pass."""

@@ -21,7 +21,8 @@ from fairlead.guard import Calibration, Guard, GuardedAnswer, Policy, calibrate_
 from fairlead.guard.answers import ACTS
 from fairlead.guard.asking_again import Messages, OtherWays, other_systems, rephrased_by
 from fairlead.guard.calibration import Level
-from fairlead.guard.folder import load_guard, save_guard
+from fairlead.guard.folder import load_guard, read_calibration, save_guard
+from fairlead.guard.policy import UPHOLD
 from fairlead.llm import connect
 from fairlead.models import Model
 from fairlead.organisms import World
@@ -183,14 +184,21 @@ def read_guarded(folder: str | Path) -> GuardedRun:
     return GuardedRun(**read_json(folder / "guarded.json"), exchanges=exchanges)
 
 
-def other_ways(name: str | None, *, base_url: str | None = None) -> OtherWays:
+def other_ways(
+    name: str | None, *, base_url: str | None = None, guard: str | Path | None = None
+) -> OtherWays:
     """How a guard puts a request in other ways: under other system prompts, or in other words.
 
     Args:
-        name: None for other system prompts; "world" for the phrasings of the pocket world; else a language model ("openai:MODEL").
+        name: "" for other system prompts; "world" for the phrasings of the pocket world; else a language model ("openai:MODEL"). None
+            for what the guard was calibrated with, else other system prompts.
         base_url: Of the language model.
+        guard: Folder of the guard.
     """
-    if name is None:
+    if name is None and guard is not None:
+        calibration = read_calibration(guard)
+        name = calibration.rephrase if calibration is not None else ""
+    if not name:
         return other_systems
     return world_rephrasings if name == "world" else rephrased_by(connect(name, base_url=base_url))
 
@@ -252,6 +260,10 @@ def calibrate_to_folder(
     level: Level = "answer",
     max_records: int | None = None,
     label: str | None = None,
+    ask_again: int = 0,
+    uphold: float = UPHOLD,
+    rephrase: str | None = None,
+    base_url: str | None = None,
     overwrite: bool = False,
 ) -> Calibration:
     """Set a probe's threshold by a false-positive rate and write the guard's folder.
@@ -265,6 +277,10 @@ def calibrate_to_folder(
         level: Rate of true answers, or of true claims.
         max_records: Use the first so many answers, of those about entities whose labels the probe has not seen.
         label: What the probe tells, where that is not "unsupported".
+        ask_again: Calibrate a guard that asks in so many other ways before it acts.
+        uphold: Share of these answers that lets a claim stand.
+        rephrase: How the other ways are made (`other_ways`).
+        base_url: Of a language model that rephrases.
         overwrite: Replace a finished run.
 
     Raises:
@@ -274,7 +290,8 @@ def calibrate_to_folder(
     if not 0 < target < 1:
         raise ConfigError(f"--fpr {target} must lie between 0 and 1. Next: try 0.05.")
     read = load_claims(answers)
-    guard, sha = load_guard(probe, model, label=label), sha256_file(answers)
+    ways = other_ways(rephrase or "", base_url=base_url)
+    guard, sha = load_guard(probe, model, label=label, other_ways=ways), sha256_file(answers)
     if isinstance(guard.readout, SpanProbe):
         kept = held_out(read, guard.readout)
         if len(kept) < len(read):
@@ -283,18 +300,20 @@ def calibrate_to_folder(
             )
         read = kept
     read = read[:max_records]
+    asking = {"ask_again": ask_again, "uphold": uphold, "rephrase": rephrase or ""}
     config = {
         "target": target,
         "level": level,
         "max_records": max_records,
         "probe": str(probe),
         "label": label,
+        **asking,
     }
     inputs = {"model": model.fingerprint, "answers": sha}
     with Run.start(
         out, study="guard calibrate", config=config, inputs=inputs, overwrite=overwrite, resume=False
     ) as run:
-        found = calibrate_guard(guard, read, target=target, level=level, sha256=sha)
+        found = calibrate_guard(guard, read, target=target, level=level, sha256=sha, **asking)
         save_guard(run.folder, probe, found, model, label=label)
         run.finish(found.model_dump(mode="json"))
     return found
