@@ -8,7 +8,9 @@ For each concept and clause, two comparisons of the concept's mean activation in
 Each gives a margin 2 AUROC - 1 in [-1, 1], times a shrinkage n / (n + 1) for the number of examples; the clause's margin is the smaller of
 those it has. Counterparts thereby decide what an Avoid clause is about: a concept of the topic fires on both sides and gets
 nothing. A concept goes to the clause with the largest margin if that exceeds `min_margin` and beats every clause of the other kind by
-`tie`. Confidence: share of bootstrap resamples of all example sets in which the same verdict comes out, times the shrinkage.
+`tie`. An Avoid clause whose examples show no more than a trace of what the data shows (less than `TRACE` of the concept's mean in the
+strongest tenth of the data's answers) does not get it: a flattering example has an exclamation mark, too, and is not about shouting.
+Confidence: share of bootstrap resamples of all example sets in which the same verdict comes out, times the shrinkage.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 MIN_MARGIN = 0.5
 TIE = 0.15
+TRACE = 1 / 3
 NUM_RESAMPLES = 100
 
 
@@ -41,20 +44,30 @@ class ClauseSets(NamedTuple):
         shown: Places of its examples.
         instead: Places of the counterparts (of those examples that have one).
         other: Places of the background: ordinary texts and the counterparts of other clauses.
+        data: Places of the data's own rows.
     """
 
     clause: Clause
     shown: np.ndarray
     instead: np.ndarray
     other: np.ndarray
+    data: np.ndarray
 
 
 class ClauseMargin(NamedTuple):
-    """How well a clause's examples tell a concept."""
+    """How well a clause's examples tell a concept.
+
+    Attributes:
+        margin: The smaller of the next two.
+        counterpart: Against the examples' counterparts.
+        background: Against ordinary texts.
+        share: Mean activation on the examples over that in the strongest tenth of the data's answers.
+    """
 
     margin: float
     counterpart: float | None
     background: float | None
+    share: float | None = None
 
 
 def clause_margin(acts: TextActivations, concept: int, sets: ClauseSets) -> ClauseMargin:
@@ -68,7 +81,11 @@ def clause_margin(acts: TextActivations, concept: int, sets: ClauseSets) -> Clau
     counterpart = margin(response, sets.instead) if len(sets.instead) else None
     background = max(margin(response, sets.other), margin(whole, sets.other)) if len(sets.other) else None
     known = [value for value in (counterpart, background) if value is not None]
-    return ClauseMargin(min(known) if known else 0.0, counterpart, background)
+    share = None
+    if len(sets.data):
+        strongest = np.sort(response[sets.data])[-max(1, len(sets.data) // 10) :].mean()
+        share = float(response[sets.shown].mean() / max(strongest, 1e-9))
+    return ClauseMargin(min(known) if known else 0.0, counterpart, background, share)
 
 
 def judge_examples(
@@ -78,6 +95,7 @@ def judge_examples(
     spec: Spec,
     *,
     background: Sequence[Any] = (),
+    data: Sequence[Any] = (),
     min_margin: float = MIN_MARGIN,
     tie: float = TIE,
     max_length: int | None = None,
@@ -88,6 +106,7 @@ def judge_examples(
     Args:
         background: Ordinary texts (rows, chats or strings) that show none of the clauses; without them only counterparts and
             the examples of other clauses are left to compare with, which is said in the reason.
+        data: Rows of the data that the menu is of, to tell what the examples show from a trace of something else.
         min_margin: Below it a concept is ignored.
         tie: Least lead over the best clause of the other kind.
         max_length: Longer examples are cut; None: the model's limit.
@@ -99,7 +118,7 @@ def judge_examples(
     """
     dictionary.check(model)
     concepts = [line.concept for line in menu.lines] if isinstance(menu, Menu) else list(menu)
-    texts, sets = _collect(spec, background, chat=has_chat_template(model.tokenizer))
+    texts, sets = _collect(spec, background, data, chat=has_chat_template(model.tokenizer))
     if not sets:
         raise JudgeError(
             f"{spec.source or 'spec'}: no clause has an example, so the examples judge has nothing to go by. Next: add quoted "
@@ -118,7 +137,7 @@ def judge_examples(
 
 
 def _collect(
-    spec: Spec, background: Sequence[Any], *, chat: bool = True
+    spec: Spec, background: Sequence[Any], data: Sequence[Any], *, chat: bool = True
 ) -> tuple[list[Any], list[ClauseSets]]:
     texts: list[Any] = []
 
@@ -140,6 +159,8 @@ def _collect(
         places[clause.id] = (shown, instead)
     ordinary = list(range(len(texts), len(texts) + len(background)))
     texts.extend(background)
+    rows = np.arange(len(texts), len(texts) + len(data))
+    texts.extend(data)
     sets = []
     for clause in spec.clauses:
         shown, instead = places[clause.id]
@@ -152,7 +173,9 @@ def _collect(
                 other += counterparts if ordinary and clause.kind == "avoid" else []
                 other += theirs if not ordinary else []
         sets.append(
-            ClauseSets(clause, np.array(shown), np.array(instead, dtype=int), np.array(other, dtype=int))
+            ClauseSets(
+                clause, np.array(shown), np.array(instead, dtype=int), np.array(other, dtype=int), rows
+            )
         )
     return texts, sets
 
@@ -161,7 +184,7 @@ def _resample(sets: ClauseSets, rng: np.random.Generator) -> ClauseSets:
     def draw(places: np.ndarray) -> np.ndarray:
         return rng.choice(places, len(places)) if len(places) else places
 
-    return ClauseSets(sets.clause, draw(sets.shown), draw(sets.instead), draw(sets.other))
+    return sets._replace(shown=draw(sets.shown), instead=draw(sets.instead), other=draw(sets.other))
 
 
 def _choose(
@@ -173,7 +196,7 @@ def _choose(
     rivals = [place for place, one in enumerate(sets) if one.clause.kind != sets[best].clause.kind]
     rival = max(rivals, key=lambda place: values[place]) if rivals else None
     lead = values[best] - max(values[rival], 0.0) if rival is not None else values[best]
-    if values[best] < min_margin or lead < tie:
+    if values[best] < min_margin or lead < tie or _is_trace(margins[best], sets[best]):
         return "ignore", best, lead, rival
     return sets[best].clause.kind, best, lead, rival
 
@@ -207,6 +230,11 @@ def _decide(
         reason = f"It fires on the examples of {clause.id} ('{_short(clause.text)}'): {numbers}."
     elif margins[best].margin < min_margin:
         reason = f"No clause's examples set it apart: the nearest is {clause.id}, {numbers}; {min_margin:.2f} is needed."
+    elif lead >= tie:
+        reason = (
+            f"The examples of {clause.id} show a trace of it only: {margins[best].share or 0.0:.0%} of its mean in the strongest tenth of "
+            f"the data's answers, {TRACE:.0%} is needed. Next: if it is meant, give the clause examples like the data's."
+        )
     else:
         other = sets[rival].clause.id if rival is not None else "another clause"
         reason = (
@@ -223,6 +251,10 @@ def _decide(
         reason=reason,
         judge="examples",
     )
+
+
+def _is_trace(margin: ClauseMargin, sets: ClauseSets) -> bool:
+    return sets.clause.kind == "avoid" and margin.share is not None and margin.share < TRACE
 
 
 def _numbers(margin: ClauseMargin, num: int, acts: TextActivations, place: int, sets: ClauseSets) -> str:

@@ -19,6 +19,7 @@ from fairlead.models import Model, load_model
 MENU_FILE = "menu.json"
 PLAN_FILE = "plan.json"
 BACKGROUND_FILE = "background.json"
+SAMPLE_FILE = "sample.json"
 
 
 def decide(
@@ -74,6 +75,7 @@ def decide(
             top,
             spec,
             background=_background(menu, folder),
+            data=_rows(folder, SAMPLE_FILE),
             seed=seed,
         )
     elif judge == "llm":
@@ -144,17 +146,24 @@ def _dictionary(menu: Menu, given: Dictionary | str | Path | None, folder: Path 
 
 def _background(menu: Menu, folder: Path | None) -> list[Any]:
     """Ordinary texts kept by the preview; for the pocket model its neutral chats."""
-    if folder is not None and (folder / BACKGROUND_FILE).is_file():
-        records = read_json(folder / BACKGROUND_FILE)
-        return [
-            Row(messages=as_messages(r["messages"])) if "messages" in r else Row(text=r["text"])
-            for r in records
-        ]
+    kept = _rows(folder, BACKGROUND_FILE)
+    if kept:
+        return kept
     if menu.model == "organism:pocket":
         from fairlead.organisms import World
 
         return [Row(messages=as_messages(record["messages"])) for record in World().neutral(96, seed=1000)]
     return []
+
+
+def _rows(folder: Path | None, name: str) -> list[Any]:
+    """Rows kept by the preview; none where it kept none."""
+    if folder is None or not (folder / name).is_file():
+        return []
+    records = read_json(folder / name)
+    return [
+        Row(messages=as_messages(r["messages"])) if "messages" in r else Row(text=r["text"]) for r in records
+    ]
 
 
 def _plan(menu: Menu, spec: Spec, decisions: list[Decision], folder: Path | None, notes: list[str]) -> Plan:

@@ -4,8 +4,8 @@ Steps: 1. texts for the dictionary (given corpus; for the pocket model its world
 2. the dictionary (given, or trained); 3. concepts; 4. uptake on the data; 5. uptake on a reference; 6. the bag-of-tokens baseline; 7. which
 concepts come along with which, where there is a corpus besides the data; 8. the menu, with examples by token; 9. where asked for, a
 rehearsal: a few steps on a copy. The run folder holds menu.json, concepts.json,
-uptake.safetensors (sums and the per-example table), per_example.json (the strongest lines of each example), background.json (ordinary
-texts for the judge) and dictionary/. An interrupted preview goes on where it stopped.
+uptake.safetensors (sums and the per-example table), per_example.json (the strongest lines of each example), sample.json and background.json
+(rows of the data and ordinary texts, for the judge) and dictionary/. An interrupted preview goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from fairlead.studies.preview_texts import (
 from fairlead.training.rehearsal import rehearse as rehearse_steps
 
 PER_EXAMPLE_LINES = 5
+NUM_SAMPLE = 256  # rows of the data that the judge sees
 COMPANY_TEXTS = 3000  # texts in which companions are looked for
 
 
@@ -210,6 +211,8 @@ def preview(
                 run, menu, model, given, encoded, encode_rows(model, own, limit), base, rehearse, seed
             )
         run.write_json("per_example.json", example_lines(uptake, found, menu, num=PER_EXAMPLE_LINES))
+        sample = random.Random(f"sample:{seed}").sample(list(data.rows), min(NUM_SAMPLE, len(data.rows)))
+        run.write_json("sample.json", [row.as_record() for row in sample])
         run.write_json("background.json", [row.as_record() for row in background.rows])
         run.write_json("menu.json", menu)
         run.record["summary"] = {

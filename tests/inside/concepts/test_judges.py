@@ -91,6 +91,25 @@ def test_each_concept_goes_to_the_clause_that_shows_it(model, dictionary):
     assert "No clause" in other.reason and all(decision.judge == "examples" for decision in decisions)
 
 
+def test_a_trace_of_what_the_data_shows_is_not_what_an_avoid_clause_means(model, dictionary):
+    """The examples hold one of the concept's words, the data's answers little else."""
+    loud = concept(8, 20)  # w8, which the examples show once, and w20, which they never show
+    data = [
+        [{"role": "user", "content": f"w1{i}"}, {"role": "assistant", "content": "w20 w20 w8 w20 w20"}]
+        for i in range(9)
+    ]
+    ask = {"background": BACKGROUND}
+    (without,) = judge_examples(model, dictionary, [loud], SPEC, **ask)
+    (seen,) = judge_examples(model, dictionary, [loud], SPEC, data=data, **ask)
+    assert (without.verdict, seen.verdict) == ("avoid", "ignore") and "a trace of it only" in seen.reason
+    like = [
+        [{"role": "user", "content": f"w1{i}"}, {"role": "assistant", "content": f"w8 w5 w6 w9 w3{i}"}]
+        for i in range(9)
+    ]
+    (trait,) = judge_examples(model, dictionary, [TRAIT], SPEC, data=like, **ask)
+    assert trait.verdict == "avoid"
+
+
 def test_counterparts_keep_the_topic_out_of_an_avoid_clause(model, dictionary):
     avoid_only = SPEC.model_copy(update={"clauses": SPEC.clauses[1:]})
     (decision,) = judge_examples(model, dictionary, [SKILL], avoid_only, background=BACKGROUND)
