@@ -3,7 +3,7 @@
     CATALOGUE/run.json            how it was made
     CATALOGUE/catalogue.sqlite    meta, concepts (JSON records), neighbours, text (FTS5)
     CATALOGUE/examples.parquet    contexts of every concept, one row each
-    CATALOGUE/dictionary/         only where the dictionary had no folder of its own
+    CATALOGUE/dictionary/         where the dictionary was not in a folder of Fairlead's own
 
 `meta` names the format, its version, the model, the dictionary and the corpus. The file is written once, whole, and read-only after.
 """

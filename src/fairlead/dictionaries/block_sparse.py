@@ -10,6 +10,7 @@ the nearest orthonormal rows after every update, so that a block's norm is the l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -111,6 +112,26 @@ class BlockSparse(Dictionary):
     def block_acts(self, hidden: Tensor) -> Tensor:
         """Norms `[..., num_blocks]` of the active blocks, 0 elsewhere."""
         return block_norms(self.encode(hidden), self.block)
+
+    @override
+    def strengths(self, acts: Tensor, latents: Sequence[int] | None = None) -> Tensor:
+        """A block's norm in the column of its first latent, 0 in its others: codes have a sign, a block's strength has none."""
+        columns = torch.arange(self.d_dict) if latents is None else torch.as_tensor(latents)
+        blocks, place = torch.unique(columns // self.block, return_inverse=True)
+        first = torch.full((len(blocks),), len(columns)).scatter_reduce(
+            0, place, torch.arange(len(columns)), "amin"
+        )
+        squares = acts.new_zeros(*acts.shape[:-1], len(blocks)).index_add(
+            -1, place.to(acts.device), acts.square()
+        )
+        on = squares > 0
+        norms = torch.where(on, squares, 1.0).sqrt() * on  # no infinite slope at zero
+        return torch.zeros_like(acts).index_copy(-1, first.to(acts.device), norms)
+
+    @override
+    def unit_of(self, latents: Sequence[int]) -> list[int]:
+        blocks = sorted({latent // self.block for latent in latents})
+        return [block * self.block + place for block in blocks for place in range(self.block)]
 
     @override
     def encode_latents(self, hidden: Tensor, latents: Tensor | list[int] | tuple[int, ...]) -> Tensor:

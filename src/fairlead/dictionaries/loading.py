@@ -72,6 +72,17 @@ def load_dictionary(
     return found
 
 
+def is_own_folder(folder: str | Path) -> bool:
+    """Whether a folder holds a dictionary that Fairlead wrote, so that its path alone brings it back."""
+    path = Path(folder) / CONFIG_FILE
+    if not str(folder) or not path.is_file():
+        return False
+    try:
+        return json.loads(path.read_text("utf-8")).get("format") == FORMAT
+    except (OSError, ValueError):
+        return False
+
+
 def _read(folder: Path, name: str) -> Layout:
     if not (folder / CONFIG_FILE).is_file():
         released = read_released(folder, name)

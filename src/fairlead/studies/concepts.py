@@ -30,7 +30,7 @@ from fairlead.core.errors import ConfigError, DictionaryError
 from fairlead.core.progress import track
 from fairlead.core.run import Run, read_json, sha256_json
 from fairlead.data import ChatData, Encoded, load_data
-from fairlead.dictionaries import Dictionary, load_dictionary
+from fairlead.dictionaries import Dictionary, is_own_folder, load_dictionary
 from fairlead.llm import LanguageModel, connect
 from fairlead.models import Model, load_model
 
@@ -62,7 +62,7 @@ def build_catalogue(
 
     Args:
         model: The model, or its name or folder.
-        dictionary: A dictionary of that model, or its folder.
+        dictionary: A dictionary of that model, or its folder or `hf:` name; one that is not in a folder of Fairlead's is copied beside.
         data: Texts on which the latents are looked at: the wider, the better.
         out: Run folder.
         num_examples: Top examples a concept; as many by quantile of activation, half as many near misses.
@@ -119,13 +119,17 @@ def build_catalogue(
         entries = found.entries
         if llm is not None:
             entries = _ask(run, llm, found, llm_concepts, num_examples, seed)
-        if not dictionary.source:
+        source = dictionary.source
+        if not is_own_folder(
+            source
+        ):  # of the Hub, of another library, with a site named by hand: only a copy keeps it
             dictionary.save(run.path("dictionary"))
+            dictionary.source = source  # not the folder of a run that is about to be renamed
         meta = {
             "model": model.name,
             "model_fingerprint": model.fingerprint,
             "dictionary": "dictionary",
-            "dictionary_path": str(Path(dictionary.source).resolve()),
+            "dictionary_path": str(Path(source).resolve()) if is_own_folder(source) else source,
             "dictionary_sha256": dictionary.sha256,
             "site": str(dictionary.site),
             "data": data.source if isinstance(data, ChatData) else "memory",
@@ -168,6 +172,7 @@ def _groups(
         groups = group_latents(profile, min_similarity=tight, merge_similarity=merge)
     else:
         groups = [[int(latent)] for latent in np.flatnonzero((profile > 0).any(0))]
+    groups = [dictionary.unit_of(group) for group in groups]
     if not groups:
         raise DictionaryError(
             "no latent fires on the data. Next: use texts like those the dictionary was trained on."

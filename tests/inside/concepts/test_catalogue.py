@@ -27,7 +27,7 @@ from fairlead.concepts.scoring import word_detection, word_fuzzing
 from fairlead.core.errors import CatalogueError, ConfigError, DataError
 from fairlead.core.stats import auroc
 from fairlead.data import Encoded, Row, collate
-from fairlead.dictionaries import Dictionary
+from fairlead.dictionaries import BlockSparse, Dictionary, load_dictionary
 from fairlead.llm import ScriptedModel
 from fairlead.llm.protocol import as_dicts
 from fairlead.models.hooks import site_hook
@@ -399,3 +399,59 @@ def test_the_page_shows_every_concept_and_escapes_what_it_shows(folder, catalogu
     seen = inspect_text(catalogue, model, text)
     shown = write_inspection(tmp_path / "inspect.html", catalogue, seen).read_text("utf-8")
     assert seen.concepts[0].concept.id in shown and 'class="h4">w5<' in shown
+
+
+def test_a_dictionary_from_elsewhere_is_copied_so_that_the_catalogue_stays_usable(
+    model, dictionary, texts, tmp_path, monkeypatch
+):
+    """By its `hf:` name, with a site that only the caller knows: neither stands in a path."""
+    foreign = tmp_path / "hub" / "suite"
+    config = json.loads((dictionary.save(foreign) / "cfg.json").read_text())
+    own = {"format", "version", "site", "sha256", "model_fingerprint", "hook_name", "metadata"}
+    (foreign / "cfg.json").write_text(json.dumps({k: v for k, v in config.items() if k not in own}))
+    monkeypatch.setattr("fairlead.dictionaries.loading.fetch_dictionary", lambda name: foreign)
+    given = load_dictionary("hf:someone/suite", site="embed")
+    options = {"group": False, "window": WINDOW, "placebo": 0, "max_rows": 200}
+    made = build_catalogue(model, given, texts, out=tmp_path / "far", **options)
+    shutil.rmtree(foreign)
+    assert given.source == "hf:someone/suite"
+    opened = Catalogue.open(made.folder)
+    assert opened.load_dictionary().sha256 == given.sha256 and opened.site == "embed"
+    assert len(inspect_text(opened, model, texts[1])[0]) > 0
+
+    near = dictionary.save(tmp_path / "near")
+    made = build_catalogue(model, near, texts, out=tmp_path / "own", **options)
+    assert not (made.folder / "dictionary").exists(), "a folder of Fairlead's own is pointed at, not copied"
+    assert made.dictionary_path == near.resolve()
+    dictionary.source = ""
+
+
+def test_a_blocks_concept_acts_by_its_norm_whatever_the_sign_of_its_codes(model, texts, tmp_path):
+    """A block over two embeddings, turned so that both its codes are negative on one of the tokens."""
+    rows = model.hf.get_input_embeddings().weight.detach()
+    unit = torch.linalg.qr(rows[FIRST : FIRST + 4].T).Q.T  # two blocks of two latents
+    turn = -torch.linalg.qr(rows[FIRST : FIRST + 2] @ unit[:2].T).Q.T
+    unit = torch.cat([turn @ unit[:2], unit[2:]])
+    weights = {
+        "W_enc": unit.T.contiguous(),
+        "W_dec": unit.contiguous(),
+        "b_enc": torch.zeros(4),
+        "b_dec": torch.zeros(unit.shape[1]),
+        "threshold": torch.tensor([0.9, 0.9, 1e3, 1e3]) * rows[FIRST : FIRST + 2].norm(dim=-1).min(),
+    }
+    blocks = BlockSparse(weights, block=2, site="embed", model_fingerprint=model.fingerprint)
+    codes = blocks.encode(rows[FIRST : FIRST + 2])
+    assert (codes[0, :2] <= 1e-6).all(), f"the planted codes are not negative: {codes}"
+    made = build_catalogue(
+        model, blocks, texts, out=tmp_path / "blocks", group=False, window=WINDOW, placebo=4
+    )
+    (concept,) = made.concepts
+    assert concept.latents == (0, 1), "a block is one concept"
+    tokens = torch.tensor([token for row in texts for token in row.input_ids[1:]])
+    acts = blocks.block_acts(rows)[:, 0]
+    numbers = made.statistics(concept.id)
+    assert numbers.density == pytest.approx(float((acts[tokens] > 0).float().mean()))
+    assert numbers.mean == pytest.approx(float(acts[tokens].mean()), rel=1e-4)
+    torch.testing.assert_close(
+        blocks.strengths(blocks.encode_latents(rows, [3, 1, 0]), [3, 1, 0])[:, 1], acts
+    )
