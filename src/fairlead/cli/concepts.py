@@ -101,12 +101,15 @@ def concepts_build(
 ) -> None:
     """Build a catalogue of a dictionary's concepts on some data: examples, labels with scores, statistics; interrupted, it goes on.
 
+    DATA may be a folder that `fairlead dict harvest` wrote at the dictionary's site: its activations are read, the model is not run.
+
     JSON: `concepts`, the best labelled first (each with label, scores, statistics, promoted tokens), `placebo`, `num_tokens`.
 
     Example:
 
         fairlead concepts build organism:pocket runs/dictionary task/data.jsonl --max-examples 800 --out runs/concepts
     """
+    from fairlead.activations import ActivationStore
     from fairlead.cli.show_concepts import show_catalogue
     from fairlead.data import load_data
     from fairlead.models import load_model
@@ -117,7 +120,8 @@ def concepts_build(
         found = build_catalogue(
             load_model(model, dtype=dtype, device=device),
             dictionary,
-            load_data(data, max_records=max_examples),
+            data if ActivationStore.is_one(data) else load_data(data, max_records=max_examples),
+            max_rows=max_examples if ActivationStore.is_one(data) else None,
             num_examples=examples,
             group=not single,
             placebo=placebo,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fairlead.activations import iter_site_activations
 from fairlead.core.errors import DictionaryError
-from fairlead.data import Encoded
+from fairlead.data import Encoded, PackedTexts
 from fairlead.dictionaries.config import DictionaryConfig
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class ModelSource:
 
     def __init__(self, model: Model, encoded: Sequence[Encoded], *, batch_size: int = 64) -> None:
         self.model, self.encoded, self.batch_size = model, encoded, batch_size
-        self.lengths = [len(row.input_ids) for row in encoded]
+        self.lengths = encoded.lengths if isinstance(encoded, PackedTexts) else [len(row) for row in encoded]
 
     def iter_rows(self, rows: Sequence[int], sites: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """See `Source`; longest first."""

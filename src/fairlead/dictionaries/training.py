@@ -20,9 +20,9 @@ from fairlead.activations import ActivationStore
 from fairlead.core.errors import ConfigError, DictionaryError
 from fairlead.core.processes import is_first, num_processes, on_first, rank, wait
 from fairlead.core.progress import Meter
-from fairlead.core.run import sha256_json
+from fairlead.core.run import sha256_json, sha256_json_list
 from fairlead.core.site import Site
-from fairlead.data import ChatData, Encoded, encode
+from fairlead.data import ChatData, Encoded, PackedTexts
 from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.dictionary import CONFIG_FILE, Dictionary, find_architecture
 from fairlead.dictionaries.kinds import find_kind
@@ -205,12 +205,14 @@ def _source_of(
         data.check(model)
         return data, data.texts
     if isinstance(data, ChatData):
-        encoded = encode(data, model.tokenizer, max_length=max_length or model.max_length, on_long="truncate")
+        encoded: Sequence[Encoded] = PackedTexts.encode(
+            data, model.tokenizer, max_length=max_length or model.max_length
+        )
     else:
-        encoded = list(data)
+        encoded = data
     if not encoded:
         raise DictionaryError("no text to train a dictionary on. Next: pass data with at least one row.")
-    return ModelSource(model, encoded), sha256_json([list(row.input_ids) for row in encoded])
+    return ModelSource(model, encoded), sha256_json_list(list(row.input_ids) for row in encoded)
 
 
 class _Run:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fairlead.activations import ActivationStore, read_in_place
 from fairlead.concepts import Catalogue, Entry, LabelScores
 from fairlead.concepts.corpus import MAX_WINDOWS, WINDOW, Corpus
 from fairlead.concepts.describe import Described, describe
@@ -28,7 +29,7 @@ from fairlead.concepts.scoring import summarize_scores
 from fairlead.concepts.store import DATABASE, EXAMPLES, write_database, write_examples
 from fairlead.core.errors import ConfigError, DictionaryError
 from fairlead.core.progress import track
-from fairlead.core.run import Run, read_json, sha256_json
+from fairlead.core.run import Run, read_json, sha256_json_list
 from fairlead.data import ChatData, Encoded, load_data
 from fairlead.dictionaries import Dictionary, is_own_folder, load_dictionary
 from fairlead.llm import LanguageModel, connect
@@ -41,7 +42,7 @@ _PLACEBO_TOKENS = 300_000
 def build_catalogue(
     model: Model | str | Path,
     dictionary: Dictionary | str | Path,
-    data: ChatData | Sequence[Encoded] | str | Path,
+    data: ChatData | Sequence[Encoded] | ActivationStore | str | Path,
     *,
     out: str | Path,
     num_examples: int = 8,
@@ -63,7 +64,8 @@ def build_catalogue(
     Args:
         model: The model, or its name or folder.
         dictionary: A dictionary of that model, or its folder or `hf:` name; one that is not in a folder of Fairlead's is copied beside.
-        data: Texts on which the latents are looked at: the wider, the better.
+        data: Texts on which the latents are looked at: the wider, the better; or a store of the model's activations on them (or its
+            folder), which then stands in place of the model's passes.
         out: Run folder.
         num_examples: Top examples a concept; as many by quantile of activation, half as many near misses.
         max_rows: Use the first so many rows of the data.
@@ -86,11 +88,21 @@ def build_catalogue(
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     dictionary = load_dictionary(dictionary) if isinstance(dictionary, str | Path) else dictionary
-    data = load_data(data) if isinstance(data, str | Path) else data
+    if isinstance(data, str | Path):
+        data = ActivationStore(data) if ActivationStore.is_one(data) else load_data(data)
     llm = connect(llm) if isinstance(llm, str) else llm
     dictionary.check(model)
     if not 8 <= window < MAX_WINDOWS:
         raise ConfigError(f"window is {window}; it must be at least 8. Next: use 128.")
+    texts = _hash_texts(data)
+    kept_at = data.source if isinstance(data, ChatData) else "memory"
+    if isinstance(data, ActivationStore):
+        if max_length is not None:
+            raise ConfigError(
+                f"{data.folder}: a store's texts keep their length. Next: leave max_length out, or harvest again with it."
+            )
+        data.check_site(dictionary.site)
+        model, kept_at, data = read_in_place(model, data), str(data.folder), data.encoded
     corpus = Corpus(data, model, max_length=max_length, max_rows=max_rows)
     settings: dict[str, Any] = {
         "num_examples": num_examples,
@@ -103,7 +115,6 @@ def build_catalogue(
         "llm_concepts": llm_concepts,
         "model": model.name,
     }
-    texts = data.sha256 if isinstance(data, ChatData) else sha256_json([list(row.input_ids) for row in data])
     inputs = {"model": model.fingerprint, "dictionary": dictionary.sha256, "data": texts}
     with Run.start(
         out, study="concepts", config=settings, inputs=inputs, seed=seed, overwrite=overwrite
@@ -132,7 +143,7 @@ def build_catalogue(
             "dictionary_path": str(Path(source).resolve()) if is_own_folder(source) else source,
             "dictionary_sha256": dictionary.sha256,
             "site": str(dictionary.site),
-            "data": data.source if isinstance(data, ChatData) else "memory",
+            "data": kept_at,
             "num_tokens": harvest.num_tokens,
             "num_rows": len(corpus),
             "num_concepts": len(entries),
@@ -153,6 +164,14 @@ def build_catalogue(
             }
         )
     return Catalogue.open(out)
+
+
+def _hash_texts(data: ChatData | Sequence[Encoded] | ActivationStore) -> str:
+    if isinstance(data, ActivationStore):
+        return data.texts
+    if isinstance(data, ChatData):
+        return data.sha256
+    return sha256_json_list(list(row.input_ids) for row in data)
 
 
 def _groups(

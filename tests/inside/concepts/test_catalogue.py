@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from fairlead.activations import ActivationStore
 from fairlead.concepts import Catalogue, contrast, inspect_text
 from fairlead.concepts.contrast import contrast_values, false_discovery
 from fairlead.concepts.corpus import Corpus, GroupSums, iter_blocks, read_stretch
@@ -455,3 +456,23 @@ def test_a_blocks_concept_acts_by_its_norm_whatever_the_sign_of_its_codes(model,
     torch.testing.assert_close(
         blocks.strengths(blocks.encode_latents(rows, [3, 1, 0]), [3, 1, 0])[:, 1], acts
     )
+
+
+def test_a_store_gives_the_catalogue_that_the_model_gives(
+    catalogue, model, dictionary, texts, tmp_path, monkeypatch
+):
+    store = ActivationStore.harvest(model, texts, ["embed"], tmp_path / "stores")
+    real = type(model).capture
+
+    def capture(self, batch, sites, **options):
+        sites = list(sites)
+        assert "embed" not in [str(site) for site in sites], "the store is read, the model is not run"
+        return real(self, batch, sites, **options)
+
+    monkeypatch.setattr(type(model), "capture", capture)
+    options = {"group": False, "window": WINDOW, "placebo": 8}
+    found = build_catalogue(model, dictionary, store.folder, out=tmp_path / "c", **options)
+    assert found.entries == catalogue.entries and found.meta["data"] == str(store.folder)
+    assert found.meta["placebo"] == catalogue.meta["placebo"]
+    with pytest.raises(ConfigError, match="max_length"):
+        build_catalogue(model, dictionary, store, out=tmp_path / "d", max_length=9, **options)
