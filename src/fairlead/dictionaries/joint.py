@@ -20,7 +20,7 @@ from fairlead.core.errors import ConfigError, DictionaryError
 from fairlead.core.run import sha256_json, sha256_json_list
 from fairlead.core.site import Site
 from fairlead.data import ChatData, Encoded, PackedTexts
-from fairlead.dictionaries.config import DictionaryConfig
+from fairlead.dictionaries.config import DictionaryConfig, HarvestType
 from fairlead.dictionaries.crosscoder import Crosscoder, site_norms
 from fairlead.dictionaries.dictionary import Dictionary
 from fairlead.dictionaries.kinds import Params
@@ -55,10 +55,16 @@ class JointSource:
         places: Whose activations, and where.
         encoded: The texts, or a store of them with all the places of one model.
         batch_size: Texts per forward pass.
+        dtype: As in `ModelSource`.
     """
 
     def __init__(
-        self, places: Sequence[Place], encoded: Sequence[Encoded] | ActivationStore, *, batch_size: int = 64
+        self,
+        places: Sequence[Place],
+        encoded: Sequence[Encoded] | ActivationStore,
+        *,
+        batch_size: int = 64,
+        dtype: HarvestType = "model",
     ) -> None:
         self.places = places
         self.names = [str(number) for number in range(len(places))]
@@ -66,7 +72,9 @@ class JointSource:
         self.sources: dict[int, Source] = {}
         for key, model in models.items():
             stored = isinstance(encoded, ActivationStore)
-            self.sources[key] = encoded if stored else ModelSource(model, encoded, batch_size=batch_size)
+            self.sources[key] = (
+                encoded if stored else ModelSource(model, encoded, batch_size=batch_size, dtype=dtype)
+            )
         self.lengths = next(iter(self.sources.values())).lengths
 
     def iter_rows(self, rows: Sequence[int], sites: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
@@ -245,7 +253,7 @@ def _train(
         encoded = data
     if isinstance(encoded, ActivationStore):
         _check_store(encoded, places)
-    source = JointSource(places, encoded)
+    source = JointSource(places, encoded, dtype=config.harvest_dtype)
     if not any(length > 1 for length in source.lengths):
         raise DictionaryError(
             "no text with two tokens to train a dictionary on. Next: pass data with longer texts."
