@@ -22,7 +22,7 @@ from fairlead.dictionaries.batch_topk import geometric_median
 from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.dictionary import Dictionary, register_architecture
 from fairlead.dictionaries.kinds import Params, StepState, fold_scale, register_kind
-from fairlead.dictionaries.sparse import Pairs, batch_topk, decode
+from fairlead.dictionaries.sparse import Pairs, batch_topk, decode, smallest
 
 
 def block_norms(codes: Tensor, block: int) -> Tensor:
@@ -59,8 +59,7 @@ class BlockSparseKind(AutogradKind):
         error = decode(pairs, params["W_dec"].flatten(0, 1)) + params["b_dec"] - x_ND
         fired = torch.zeros(config.d_dict, dtype=torch.bool, device=pre.device)
         fired[latent] = True
-        least = float(kept.value.min()) if kept.value.numel() else 0.0
-        return Forward(error.square().mean(), error, x_ND, pre, fired, token.numel(), least)
+        return Forward(error.square().mean(), error, x_ND, pre, fired, token.numel(), smallest(kept.value))
 
     @override
     def dead_acts(self, pre_NF: Tensor, dead: Tensor, config: DictionaryConfig) -> tuple[Tensor, Tensor]:
