@@ -79,8 +79,13 @@ def concepts_build(
     llm: Annotated[
         str | None,
         typer.Option(
-            help="Language model that labels and scores, e.g. openai:MODEL; labels of words by default."
+            help="Language model that labels and scores: openai:MODEL, ollama:MODEL, openrouter:MODEL, gemini:MODEL, scripted:FILE; "
+            "labels of words by default."
         ),
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="With --llm openai:MODEL: the endpoint, any that speaks OpenAI's protocol."),
     ] = None,
     llm_concepts: Annotated[
         int | None, typer.Option(min=1, help="Ask it about the most frequent N concepts only.")
@@ -112,6 +117,7 @@ def concepts_build(
     from fairlead.activations import ActivationStore
     from fairlead.cli.show_concepts import show_catalogue
     from fairlead.data import load_data
+    from fairlead.llm import connect
     from fairlead.models import load_model
     from fairlead.studies.concepts import build_catalogue
 
@@ -125,7 +131,7 @@ def concepts_build(
             num_examples=examples,
             group=not single,
             placebo=placebo,
-            llm=llm,
+            llm=connect(llm, base_url=base_url) if llm else None,
             llm_concepts=llm_concepts,
             window=window,
             max_length=max_length,

@@ -126,7 +126,19 @@ def build_catalogue(
         found = describe(
             model, dictionary, corpus, groups, harvest, window=window, num_examples=num_examples, seed=seed
         )
-        random = _placebo(run, model, dictionary, corpus, groups, num=placebo, window=window, seed=seed)
+        random = _placebo(
+            run,
+            model,
+            dictionary,
+            corpus,
+            groups,
+            num=placebo,
+            window=window,
+            seed=seed,
+            llm=llm,
+            llm_concepts=llm_concepts,
+            num_examples=num_examples,
+        )
         entries = found.entries
         if llm is not None:
             entries = _ask(run, llm, found, llm_concepts, num_examples, seed)
@@ -210,8 +222,14 @@ def _placebo(
     num: int,
     window: int,
     seed: int,
+    llm: LanguageModel | None,
+    llm_concepts: int | None,
+    num_examples: int,
 ) -> dict[str, Any] | None:
-    """Label scores of a random-direction dictionary with concepts of the same sizes."""
+    """Label scores of a random-direction dictionary with concepts of the same sizes, by whoever labels the real ones.
+
+    With a language model, those of words stand under `words`: concepts that it is not asked about are held against these.
+    """
     path = run.path("placebo.json")
     if num == 0 or path.is_file():
         return read_json(path) if num else None
@@ -236,22 +254,36 @@ def _placebo(
     )
     found = describe(model, random, corpus, made, harvest, window=window, seed=seed, label="placebo")
     state.unlink(missing_ok=True)
-    summary = summarize_scores(found.entries)
+    words = summarize_scores(found.entries)
+    summary = words
+    if llm is not None:
+        answers = run.path("placebo_labels.jsonl")
+        asked = _ask(run, llm, found, llm_concepts, num_examples, seed, path=answers, label="placebo")
+        judged = [entry for entry in asked if entry.scores.judge == llm.name]
+        summary = {**summarize_scores(judged), "judge": llm.name, "words": words}
     run.write_json("placebo.json", summary)
     return summary
 
 
 def _ask(
-    run: Run, llm: LanguageModel, found: Described, limit: int | None, num_examples: int, seed: int
+    run: Run,
+    llm: LanguageModel,
+    found: Described,
+    limit: int | None,
+    num_examples: int,
+    seed: int,
+    *,
+    path: Path | None = None,
+    label: str = "asking",
 ) -> list[Entry]:
     """The entries with labels and scores from a language model; answers are kept line by line."""
-    path = run.path("labels.jsonl")
+    path = path or run.path("labels.jsonl")
     lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     known = {record["id"]: record for record in map(json.loads, lines)}
     order = sorted(found.entries, key=lambda entry: -entry.statistics.density)
     asked = {entry.concept.id for entry in order[: len(order) if limit is None else limit]}
     entries = []
-    for entry in track(found.entries, f"asking {llm.name}", unit="concepts"):
+    for entry in track(found.entries, f"{label} {llm.name}", unit="concepts"):
         name = entry.concept.id
         if name not in asked:
             entries.append(entry)
@@ -259,12 +291,12 @@ def _ask(
         if name not in known:
             shown = [e for e in found.examples[name] if e.kind != "near_miss"][: 2 * num_examples]
             near = [e for e in found.examples[name] if e.kind == "near_miss"]
-            label = ask_label(llm, shown, near)
+            said = ask_label(llm, shown, near)
             e = found.evidence[name]
             scores = ask_scores(
-                llm, label, shown=e.shown, other=e.other, near=e.near, fuzzes=e.fuzzes, seed=seed
+                llm, said, shown=e.shown, other=e.other, near=e.near, fuzzes=e.fuzzes, seed=seed
             )
-            known[name] = {"id": name, "label": label, "scores": scores.model_dump(mode="json")}
+            known[name] = {"id": name, "label": said, "scores": scores.model_dump(mode="json")}
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(known[name], ensure_ascii=False) + "\n")
         record = known[name]

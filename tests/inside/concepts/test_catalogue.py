@@ -357,6 +357,7 @@ def test_a_language_model_labels_and_judges_and_its_answers_survive_an_interrupt
         assert (
             entry.scores.detection == 0.5 and entry.scores.fuzzing == 0.5 and entry.scores.judge == "scripted"
         )
+    assert found.meta["placebo"] is None
     assert found.search("w9", num=1)[0].concept.latents == (9 - FIRST,), "the words of the texts still count"
 
 
@@ -476,3 +477,29 @@ def test_a_store_gives_the_catalogue_that_the_model_gives(
     assert found.meta["placebo"] == catalogue.meta["placebo"]
     with pytest.raises(ConfigError, match="max_length"):
         build_catalogue(model, dictionary, store, out=tmp_path / "d", max_length=9, **options)
+
+
+def test_the_placebo_is_judged_by_the_same_language_model(model, dictionary, texts, tmp_path):
+    """A judge that says yes to everything scores one half, of real concepts and of random directions; words score otherwise."""
+
+    class Yes(ScriptedModel):
+        def complete(self, messages, *, schema=None, temperature=0.0, max_tokens=1024):
+            if schema is MatchAnswer:
+                return MatchAnswer(matches=list(range(1, 200)))
+            return LabelAnswer(label="anything")
+
+    options = {"group": False, "window": WINDOW, "placebo": 8, "llm": Yes([], name="scripted")}
+    found = build_catalogue(model, dictionary, texts, out=tmp_path / "all", **options)
+    placebo = found.meta["placebo"]
+    assert placebo["judge"] == "scripted" and placebo["value"] == placebo["value_90"] == 0.5
+    assert placebo["words"]["value"] > 0.5
+    page = write_catalogue_page(tmp_path / "page.html", found).read_text("utf-8")
+    assert "0 labels beat nine in ten labels of random directions" in page, "one half is not above one half"
+
+    few = build_catalogue(model, dictionary, texts, out=tmp_path / "few", llm_concepts=3, **options)
+    assert few.meta["placebo"]["num"] == 3, "the placebo is asked about as few"
+    page = write_catalogue_page(tmp_path / "few.html", few).read_text("utf-8")
+    worded = [entry for entry in few.entries if entry.scores.judge == "words"]
+    beaten = sum(entry.scores.value > few.meta["placebo"]["words"]["value_90"] for entry in worded)
+    assert len(worded) == NUM - 3 and beaten < len(worded) == sum(e.scores.value > 0.5 for e in worded)
+    assert f"{beaten} labels beat nine in ten" in page, "labels of words are held against labels of words"
