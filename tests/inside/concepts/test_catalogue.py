@@ -20,11 +20,13 @@ from fairlead.concepts.contrast import contrast_values, false_discovery
 from fairlead.concepts.corpus import Corpus, GroupSums, iter_blocks, read_stretch
 from fairlead.concepts.describe import choose, describe
 from fairlead.concepts.effects import logit_effects
+from fairlead.concepts.entries import TokenEffect
 from fairlead.concepts.harvest import concept_directions, is_held_out, run_harvest
 from fairlead.concepts.llm_labels import LabelAnswer, MatchAnswer
 from fairlead.concepts.near import nearest_pairs
 from fairlead.concepts.placebo import random_dictionary
 from fairlead.concepts.scoring import word_detection, word_fuzzing
+from fairlead.concepts.store import write_database
 from fairlead.core.errors import CatalogueError, ConfigError, DataError
 from fairlead.core.stats import auroc
 from fairlead.data import Encoded, Row, collate
@@ -503,3 +505,14 @@ def test_the_placebo_is_judged_by_the_same_language_model(model, dictionary, tex
     beaten = sum(entry.scores.value > few.meta["placebo"]["words"]["value_90"] for entry in worded)
     assert len(worded) == NUM - 3 and beaten < len(worded) == sum(e.scores.value > 0.5 for e in worded)
     assert f"{beaten} labels beat nine in ten" in page, "labels of words are held against labels of words"
+
+
+def test_a_concept_is_found_by_what_it_promotes(catalogue, tmp_path):
+    """Neither its texts nor its label hold the word."""
+    entries = list(catalogue.entries)
+    entries[3] = entries[3].model_copy(update={"promoted": (TokenEffect(token=" zanzibar", value=3.0),)})
+    (tmp_path / "copy").mkdir()
+    write_database(tmp_path / "copy" / "catalogue.sqlite", entries, meta=catalogue.meta)
+    hits = Catalogue.open(tmp_path / "copy").search("Zanzibar", num=3)
+    assert [hit.concept.id for hit in hits] == [entries[3].concept.id]
+    assert not catalogue.search("Zanzibar", num=3)
