@@ -1,6 +1,6 @@
 """One arm of `bench_dictionary.py`, run by that arm's own Python: obeys commands on standard input, one JSON answer a line.
 
-    PYTHON benchmarks/dictionary_arms.py fairlead|saelens|sparsify SPEC.json
+    PYTHON benchmarks/dictionary_arms.py fairlead|matmul|saelens|sparsify SPEC.json
 
 Commands: `steps N` (N training steps on activations in memory, seconds), `train` (model to trained dictionary, seconds and held-out FVU).
 Imports, loading of model and data, and one warm-up are not timed. The FVU is that of the k pairs a token (of the batch, for
@@ -125,6 +125,29 @@ class Fairlead(Arm):
         return keep(pre, self.spec) @ weights["W_dec"] + weights["b_dec"] - x
 
 
+class Matmul(Arm):
+    """The encoder's matmul of a batch and nothing else: what a step is measured in."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        super().__init__(spec)
+        dtype = getattr(torch, spec["options"]["dtype"])
+        self.acts = self.acts.to(dtype)
+        self.weight = torch.randn(self.acts.shape[1], spec["d_dict"]).to(dtype)
+        self.out = torch.empty(self.size, spec["d_dict"], dtype=dtype)
+
+    def one_step(self) -> None:
+        """See `Arm`."""
+        torch.mm(self.batch(), self.weight, out=self.out)
+
+    def trained(self) -> Any:
+        """See `Arm`."""
+        raise NotImplementedError("a matmul trains nothing")
+
+    def errors(self, found: Any, x: torch.Tensor) -> torch.Tensor:
+        """See `Arm`."""
+        raise NotImplementedError("a matmul trains nothing")
+
+
 class SAELens(Arm):
     """SAELens, by its own runner and trainer."""
 
@@ -239,7 +262,8 @@ class Sparsify(Arm):
             save_dir=spec["folder"],
             run_name="sparsify",
         )
-        self.language_model = AutoModelForCausalLM.from_pretrained(spec["model"])
+        dtype = getattr(torch, spec["options"].get("model_dtype", "float32"))
+        self.language_model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=dtype)
         self.make = SparsifyTrainer
         self.coder = SparseCoder(self.acts.shape[1], self.own(), "cpu", dtype=torch.float32)
         self.optimizer = torch.optim.Adam(self.coder.parameters(), lr=spec["lr"])
@@ -283,7 +307,7 @@ def main() -> None:
     torch.set_num_threads(spec["threads"])
     torch.manual_seed(0)
     with contextlib.redirect_stdout(sys.stderr):
-        arm = {"fairlead": Fairlead, "saelens": SAELens, "sparsify": Sparsify}[name](spec)
+        arm = {"fairlead": Fairlead, "matmul": Matmul, "saelens": SAELens, "sparsify": Sparsify}[name](spec)
     print(json.dumps({"ready": name}), file=ANSWERS, flush=True)
     for line in sys.stdin:
         command, *words = line.split()

@@ -241,3 +241,18 @@ def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.Monke
 def test_bad_settings() -> None:
     with pytest.raises(ConfigError, match="timeout"):
         connect("openai:m", base_url="http://127.0.0.1:9/v1", timeout=0)
+
+
+def test_known_providers_need_their_own_key_and_a_local_one_none(monkeypatch):
+    monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="OPENROUTER_API_KEY"):
+        connect("openrouter:some/model")
+    monkeypatch.setenv("OPENROUTER_API_KEY", KEY)
+    assert "openrouter.ai" in str(connect("openrouter:some/model")._client.base_url)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert str(connect("ollama:llama3")._client.base_url).startswith("http://localhost:11434")
+
+
+def test_a_base_url_goes_before_the_providers_address(server):
+    found = connect("ollama:m", base_url=server.url)
+    assert str(found._client.base_url).startswith(server.url)

@@ -2,16 +2,18 @@
 
 A store is a folder named by what is in it (hash over model, texts, sites and dtype) under a folder of the user's choice, so that the same
 harvest is found again and another one never lies in its place. `index.json` holds the plan; `shard-NNNNN.safetensors` hold, text after
-text, `input_ids [tokens]` and for every site `[tokens, d]` in the model's dtype. Shards are written atomically: an interrupted harvest
-goes on with those that are missing. Reading maps the files into memory; nothing is loaded that is not asked for.
+text, `input_ids [tokens]`, `loss_mask [tokens]` (tokens of answers) and for every site `[tokens, d]` in the model's dtype. Shards are
+written atomically: an interrupted harvest goes on with those that are missing. Reading maps the files into memory; nothing is loaded
+that is not asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -21,17 +23,17 @@ from fairlead.activations.harvest import iter_site_activations
 from fairlead.core.errors import ConfigError, DataError
 from fairlead.core.processes import is_first, num_processes, on_first, share_of, wait
 from fairlead.core.progress import Meter
-from fairlead.core.run import atomic_path, read_json, sha256_json, write_json
+from fairlead.core.run import atomic_path, read_json, sha256_json, sha256_json_list, write_json
 from fairlead.core.site import Site
-from fairlead.data import ChatData, Encoded, encode
+from fairlead.data import ChatData, Encoded, PackedTexts, Row
 
 if TYPE_CHECKING:
     from fairlead.models import Model
 
 INDEX_FILE = "index.json"
 FORMAT = "fairlead.activations"
-VERSION = 1
-_TOKENS = "input_ids"
+VERSION = 2  # 1: without the mask of answer tokens; still read, every token then counts as one
+_TOKENS, _MASK = "input_ids", "loss_mask"
 
 
 class StoredTokens(NamedTuple):
@@ -141,9 +143,9 @@ class ActivationStore:
         """
         if isinstance(data, ChatData):
             limit = max_length or model.max_length
-            encoded: Sequence[Encoded] = encode(data, model.tokenizer, max_length=limit, on_long="truncate")
+            encoded: Sequence[Encoded] = PackedTexts.encode(data, model.tokenizer, max_length=limit)
         else:
-            encoded = list(data)
+            encoded = data
         names = list(dict.fromkeys(str(Site.parse(site)) for site in sites))
         if not names:
             raise ConfigError("sites is empty. Next: name at least one site, such as 'layers.0.resid_post'.")
@@ -151,19 +153,20 @@ class ActivationStore:
             raise DataError("no text to harvest. Next: pass data with at least one row.")
         for name in names:
             model.resolved.place(name)
-        texts = sha256_json([list(row.input_ids) for row in encoded])
+        texts = sha256_json_list(list(row.input_ids) for row in encoded)
         index = {
             "format": FORMAT,
             "version": VERSION,
             "model_fingerprint": model.fingerprint,
             "model_name": model.name,
             "texts": texts,
+            "masks": sha256_json_list([int(flag) for flag in row.loss_mask] for row in encoded),
             "sites": names,
             "dtype": str(model.dtype).removeprefix("torch."),
             "lengths": [len(row) for row in encoded],
             "shards": [list(shard) for shard in _plan(encoded, shard_tokens)],
         }
-        parts = ("version", "model_fingerprint", "texts", "sites", "dtype", "shards")
+        parts = ("version", "model_fingerprint", "texts", "masks", "sites", "dtype", "shards")
         folder = Path(root) / sha256_json([index[part] for part in parts])[:16]
         together = together and num_processes() > 1
 
@@ -212,6 +215,31 @@ class ActivationStore:
             start = self._start[row]
             yield row, {site: file.get_slice(site)[start : start + self.lengths[row]] for site in sites}
 
+    @property
+    def encoded(self) -> Sequence[Encoded]:
+        """The texts, read from the files when they are asked for; their rows are not kept."""
+        return _StoredTexts(self)
+
+    def ids(self, row: int) -> np.ndarray:
+        """Tokens of a text, `[length]`."""
+        start = self._start[row]
+        tokens = self._file(self._shard_of[row]).get_slice(_TOKENS)
+        return tokens[start : start + self.lengths[row]].numpy()
+
+    def iter_ids(self) -> Iterator[np.ndarray]:
+        """Tokens of every text, in order, a shard at a time."""
+        for place, shard in enumerate(self._shards):
+            lengths = self.lengths[shard.first : shard.end]
+            yield from np.split(self._file(place).get_tensor(_TOKENS).numpy(), np.cumsum(lengths)[:-1])
+
+    def loss_mask(self, row: int) -> list[bool]:
+        """Which tokens of a text belong to an answer; all, where the store is older than the mask."""
+        file = self._file(self._shard_of[row])
+        if _MASK not in file.keys():  # noqa: SIM118 - not a dict
+            return [True] * self.lengths[row]
+        start = self._start[row]
+        return file.get_slice(_MASK)[start : start + self.lengths[row]].tolist()
+
     def iter_tokens(self, sites: Sequence[str | Site] | None = None) -> Iterator[StoredTokens]:
         """All tokens in order, a shard at a time.
 
@@ -249,6 +277,28 @@ class ActivationStore:
         return self._open[name]
 
 
+class _StoredTexts(Sequence[Encoded]):
+    """The texts of a store as rows of tokens."""
+
+    def __init__(self, store: ActivationStore) -> None:
+        self._store = store
+
+    def __len__(self) -> int:
+        return len(self._store.lengths)
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Encoded]: ...
+    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        return Encoded(self._store.ids(index).tolist(), self._store.loss_mask(index), index, Row(text=""))
+
+
 def _plan(encoded: Sequence[Encoded], shard_tokens: int) -> list[_Shard]:
     """Consecutive texts, about `shard_tokens` tokens a shard."""
     shards, first, held = [], 0, 0
@@ -282,7 +332,8 @@ def _harvest_shards(
             held: dict[str, Tensor] = {
                 _TOKENS: torch.tensor(
                     [token for text in texts for token in text.input_ids], dtype=torch.int32
-                )
+                ),
+                _MASK: torch.tensor([flag for text in texts for flag in text.loss_mask], dtype=torch.bool),
             }
             place = 0
             for found in iter_site_activations(

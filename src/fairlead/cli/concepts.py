@@ -79,8 +79,13 @@ def concepts_build(
     llm: Annotated[
         str | None,
         typer.Option(
-            help="Language model that labels and scores, e.g. openai:MODEL; labels of words by default."
+            help="Language model that labels and scores: openai:MODEL, ollama:MODEL, openrouter:MODEL, gemini:MODEL, scripted:FILE; "
+            "labels of words by default."
         ),
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="With --llm openai:MODEL: the endpoint, any that speaks OpenAI's protocol."),
     ] = None,
     llm_concepts: Annotated[
         int | None, typer.Option(min=1, help="Ask it about the most frequent N concepts only.")
@@ -101,14 +106,18 @@ def concepts_build(
 ) -> None:
     """Build a catalogue of a dictionary's concepts on some data: examples, labels with scores, statistics; interrupted, it goes on.
 
+    DATA may be a folder that `fairlead dict harvest` wrote at the dictionary's site: its activations are read, the model is not run.
+
     JSON: `concepts`, the best labelled first (each with label, scores, statistics, promoted tokens), `placebo`, `num_tokens`.
 
     Example:
 
         fairlead concepts build organism:pocket runs/dictionary task/data.jsonl --max-examples 800 --out runs/concepts
     """
+    from fairlead.activations import ActivationStore
     from fairlead.cli.show_concepts import show_catalogue
     from fairlead.data import load_data
+    from fairlead.llm import connect
     from fairlead.models import load_model
     from fairlead.studies.concepts import build_catalogue
 
@@ -117,11 +126,12 @@ def concepts_build(
         found = build_catalogue(
             load_model(model, dtype=dtype, device=device),
             dictionary,
-            load_data(data, max_records=max_examples),
+            data if ActivationStore.is_one(data) else load_data(data, max_records=max_examples),
+            max_rows=max_examples if ActivationStore.is_one(data) else None,
             num_examples=examples,
             group=not single,
             placebo=placebo,
-            llm=llm,
+            llm=connect(llm, base_url=base_url) if llm else None,
             llm_concepts=llm_concepts,
             window=window,
             max_length=max_length,

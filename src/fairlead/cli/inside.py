@@ -23,6 +23,7 @@ from fairlead.cli.options import (
 from fairlead.cli.output import finish, run_folder, working
 
 PANEL = "Look inside"
+STEPS = "Steps and stream"  # panel of the options of training itself
 DictionaryArgument = Annotated[
     Path,
     typer.Argument(metavar="DICTIONARY", help="Folder of a dictionary of this model.", show_default=False),
@@ -75,6 +76,74 @@ def dict_train(
     tokens: Annotated[
         int | None, typer.Option(min=1000, help="Tokens to train on, repetitions included.")
     ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, help="Adam's step size; from width and length by default.", rich_help_panel=STEPS
+        ),
+    ] = None,
+    warmup: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of the steps with rising step size.", rich_help_panel=STEPS),
+    ] = None,
+    decay: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the steps, at the end, with falling step size.",
+            rich_help_panel=STEPS,
+        ),
+    ] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of a step.", rich_help_panel=STEPS)
+    ] = None,
+    buffer_tokens: Annotated[
+        int | None,
+        typer.Option(min=2, help="Tokens held in memory and shuffled at once.", rich_help_panel=STEPS),
+    ] = None,
+    passes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Times each harvested token is trained on.", rich_help_panel=STEPS),
+    ] = None,
+    fit_start: Annotated[
+        bool | None,
+        typer.Option(
+            "--fit-start/--no-fit-start",
+            help="Scale the encoder at the start so that it reconstructs best.",
+            rich_help_panel=STEPS,
+        ),
+    ] = None,
+    aux_weight: Annotated[
+        float | None,
+        typer.Option(min=0, help="Weight of the loss that revives dead latents.", rich_help_panel=STEPS),
+    ] = None,
+    dead_window: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            max=1,
+            help="Share of the run after which a silent latent is dead.",
+            rich_help_panel=STEPS,
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the search for active latents: auto, float32, bfloat16.", rich_help_panel=STEPS
+        ),
+    ] = None,
+    harvest_dtype: Annotated[
+        str | None,
+        typer.Option(help="Of the model's matmuls in the harvest: model, bfloat16.", rich_help_panel=STEPS),
+    ] = None,
+    prefetch: Annotated[
+        bool | None,
+        typer.Option("--prefetch/--no-prefetch", help="Harvest ahead in a thread.", rich_help_panel=STEPS),
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between saved states.", rich_help_panel=STEPS)
+    ] = None,
     max_examples: MaxExamples = None,
     max_length: MaxLength = None,
     seed: Seed = 0,
@@ -87,7 +156,8 @@ def dict_train(
     """Train dictionaries (sparse autoencoders, transcoders, crosscoders) on a model's activations; interrupted, the same command goes on.
 
     Given several sites, widths, k or kinds, every combination is trained from one pass over the model, each in a folder of its own in the
-    run folder. DATA may be a folder that `fairlead dict harvest` wrote. Under torchrun the processes train together.
+    run folder. DATA may be a folder that `fairlead dict harvest` wrote (a crosscoder over two models needs the texts). Under torchrun the
+    processes train batch_topk, topk or matryoshka together; the other kinds are refused there.
 
     JSON: `dictionaries`: for each `folder`, `kind`, `site`, `d_model`, `d_dict`, `metrics` (fvu, l0, dead); a single one's also at the top.
 
@@ -96,6 +166,8 @@ def dict_train(
         fairlead dict train organism:pocket task/data.jsonl --tokens 10000 --latents 256 --out runs/dictionary
 
         fairlead dict train organism:pocket task/data.jsonl --tokens 2000 --latents 64 --k 4 --k 8 --out runs/two-dictionaries
+
+        fairlead dict train organism:pocket task/data.jsonl --tokens 8000 --batch-tokens 1024 --passes 1 --lr 0.001 --out runs/quick
 
         fairlead dict train organism:pocket task/data.jsonl --kind transcoder --to layers.2.mlp_out --tokens 5000 --out runs/transcoder
     """
@@ -114,7 +186,25 @@ def dict_train(
         found = train_several(
             load_model(model, dtype=dtype, device=device),
             data,
-            config=DictionaryConfig.make(num_tokens=tokens, block=block, skip=skip, seed=seed),
+            config=DictionaryConfig.make(
+                num_tokens=tokens,
+                block=block,
+                skip=skip,
+                lr=lr,
+                warmup=warmup,
+                decay=decay,
+                batch_tokens=batch_tokens,
+                buffer_tokens=buffer_tokens,
+                passes=passes,
+                fit_start=fit_start,
+                aux_weight=aux_weight,
+                dead_window=dead_window,
+                precision=precision,
+                harvest_dtype=harvest_dtype,
+                prefetch=prefetch,
+                checkpoint_every=checkpoint_every,
+                seed=seed,
+            ),
             sites=site or (),
             widths=latents or (),
             ks=k or (),

@@ -123,6 +123,12 @@ def probe_fit(
     ] = True,
     task: TaskName = "classify",
     positive: Positive = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that `dict harvest` wrote for these texts at the probe's sites: read in place of the model's passes."
+        ),
+    ] = None,
     calibration: Annotated[str, typer.Option(help="auto, isotonic, platt, temperature, none.")] = "auto",
     seed: Seed = 0,
     dtype: Dtype = "float32",
@@ -163,6 +169,7 @@ def probe_fit(
             task=task,  # type: ignore[arg-type]
             positive=positive,
             config=settings,
+            store=store,
             overwrite=overwrite,
         )
         write_probe_page(folder / "probe.html", found)

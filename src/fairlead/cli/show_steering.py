@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fairlead.concepts import Attribution, AutoSteered, EditSet, ExclusiveLatent
-    from fairlead.studies.concept_diff import ChangeLine, ConceptDiff
+    from fairlead.studies.concept_diff import ChangeLine, ConceptDiff, Difference
 
 
 def show_steered(console: Console, edits: EditSet, answers: Sequence[Mapping[str, Any]]) -> None:
@@ -84,6 +84,8 @@ def show_attribution(console: Console, found: Attribution, tokens: Sequence[str]
 def show_diff(console: Console, found: ConceptDiff, *, num: int) -> None:
     """Changes on texts, in own answers, and amplified, with sample answers."""
     _changes(console, f"On the same {found.num_texts} texts", found.texts, num)
+    if found.difference is not None:
+        _moved(console, found.difference, num)
     for one in found.answers:
         title = (
             f"In answers, difference amplified {one.alpha:g} times" if one.alpha else "In their own answers"
@@ -95,6 +97,23 @@ def show_diff(console: Console, found: ConceptDiff, *, num: int) -> None:
         _exclusive(console, found.exclusive, num)
     elif found.crosscoder:
         console.print("Crosscoder: no latent lies on one model's side alone.", markup=False)
+
+
+def _moved(console: Console, found: Difference, num: int) -> None:
+    title = (
+        f"Mean difference of activations ({found.relative:.1%} of their norm) along concepts; "
+        f"95 % of random directions: cosine below {found.chance:.2f}"
+    )
+    table = _table(title, ("concept", "along", "95 % interval", "cosine", "q"))
+    for line in found.concepts[:num]:
+        table.add_row(
+            escape(f"{line.concept} {line.label}"),
+            f"{line.along:+.3g}",
+            f"{line.low:+.3g} to {line.high:+.3g}",
+            f"{line.cosine:+.2f}",
+            f"{line.q:.2g}",
+        )
+    console.print(table)
 
 
 def _exclusive(console: Console, lines: Sequence[ExclusiveLatent], num: int) -> None:

@@ -318,6 +318,7 @@ def concepts_diff(
     A crosscoder comes from `dict train BEFORE DATA --kind crosscoder --against AFTER`.
 
     JSON: `texts` and `answers` (by alpha): changes with `before`, `after`, `change`, `low`, `high`, `p`, `q`; the answers themselves;
+    `difference`: the mean difference of activations along each concept (`along`, `cosine`, ...);
     `exclusive`: a crosscoder's latents with `side`, `share`, `nu_error`, `nu_reconstruction`, `exclusive`.
 
     Example:

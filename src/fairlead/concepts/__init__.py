@@ -7,7 +7,16 @@ from fairlead.concepts.catalogue import Catalogue
 from fairlead.concepts.companions import Companions
 from fairlead.concepts.conditions import parse_condition
 from fairlead.concepts.contrast import Contrast, contrast
-from fairlead.concepts.diff import Amplified, Change, diff_answers, diff_texts, paired_changes
+from fairlead.concepts.diff import (
+    Along,
+    Amplified,
+    Change,
+    Moved,
+    diff_activations,
+    diff_answers,
+    diff_texts,
+    paired_changes,
+)
 from fairlead.concepts.edits import Abort, Condition, Edit, EditSet
 from fairlead.concepts.entries import (
     ConceptStatistics,
@@ -32,6 +41,7 @@ from fairlead.concepts.variant import Answer, Variant
 __all__ = [
     "Abort",
     "Active",
+    "Along",
     "Amplified",
     "Answer",
     "Attribution",
@@ -51,6 +61,7 @@ __all__ = [
     "Hit",
     "Inspection",
     "LabelScores",
+    "Moved",
     "Neighbour",
     "SteeringReport",
     "TokenEffect",
@@ -62,6 +73,7 @@ __all__ = [
     "build_concepts",
     "concept_activations",
     "contrast",
+    "diff_activations",
     "diff_answers",
     "diff_texts",
     "edited_logprobs",

@@ -102,6 +102,7 @@ def build_concepts(
     texts = [encoded[place] for place in order[: min(max_texts, room)]]
     profile = latent_profile(model, dictionary, texts, batch_size=batch_size)
     groups = group_latents(profile, min_similarity=min_group_similarity, merge_similarity=merge_similarity)
+    groups = [dictionary.unit_of(group) for group in groups]
     if not groups:
         raise DictionaryError(
             "no latent fires on the corpus. Next: use texts like those the dictionary was trained on."
@@ -112,7 +113,7 @@ def build_concepts(
     for batch, hidden, used, wanted in iter_hidden(
         model, dictionary, texts, batch_size=batch_size, label="labels"
     ):
-        acts = (dictionary.encode(hidden) @ member).float().cpu()
+        acts = (dictionary.strengths(dictionary.encode(hidden)) @ member).float().cpu()
         evidence.add(acts, used, wanted, batch.index)
     shown = _contexts(model, dictionary, texts, groups, evidence, window=window)
     types, counts, word_ids = _count_words(texts, model.tokenizer)
@@ -185,7 +186,9 @@ def _contexts(
     needed = sorted(wanted)
     pieces: dict[int, str] = {}
     for batch, hidden, used, _ in iter_hidden(model, dictionary, [texts[place] for place in needed]):
-        acts = ((dictionary.encode(hidden) @ member).float().cpu() * used[..., None]).numpy()
+        acts = (
+            (dictionary.strengths(dictionary.encode(hidden)) @ member).float().cpu() * used[..., None]
+        ).numpy()
         for row, local in enumerate(batch.index.tolist()):
             place = needed[local]
             ids = texts[place].input_ids

@@ -178,6 +178,6 @@ def _block(
     there = used[:, part].any(1)
     used_here = used[there, part]
     hidden_here = hidden[there.to(hidden.device), part]
-    acts = sums(dictionary.encode(hidden_here)).float().cpu() * used_here[..., None]
+    acts = sums(dictionary.strengths(dictionary.encode(hidden_here))).float().cpu() * used_here[..., None]
     numbers = batch.index[there] * MAX_WINDOWS + start // window
     return Block(numbers, acts, used_here, used_here & batch.loss_mask[there, part], hidden_here)

@@ -15,10 +15,12 @@ Latents that fire in too few texts to have a profile stay single.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
+
+from fairlead.core.errors import ConfigError
 
 MIN_SIMILARITY = 0.3
 MERGE_SIMILARITY = 0.35
@@ -26,10 +28,56 @@ MERGE_SIMILARITY = 0.35
 
 def correlation(profile_EF: np.ndarray) -> np.ndarray:
     """Pearson correlation `[F, F]` of columns; 0 where a column is constant."""
+    unit = _unit(profile_EF)
+    return unit.T @ unit
+
+
+def _unit(profile_EF: np.ndarray) -> np.ndarray:
+    """Columns centred and of length 1; zero where a column is constant."""
     centred = profile_EF - profile_EF.mean(0)
     norm = np.linalg.norm(centred, axis=0)
-    unit = np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 1e-12)
-    return unit.T @ unit
+    return np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 1e-12)
+
+
+def pair_distances(profile_EF: np.ndarray, *, block: int = 256) -> np.ndarray:
+    """`1 - r` of every pair of columns once, `[F (F - 1) / 2]` in scipy's order, made some rows at a time."""
+    unit = _unit(profile_EF)
+    num = unit.shape[1]
+    found = np.empty(num * (num - 1) // 2)
+    place = 0
+    for start in range(0, num, block):
+        part = 1.0 - unit[:, start : start + block].T @ unit[:, start:]
+        for row in range(part.shape[0]):
+            rest = part[row, row + 1 :]
+            found[place : place + len(rest)] = rest
+            place += len(rest)
+    return np.clip(found, 0.0, 2.0, out=found)
+
+
+def check_room(num_latents: int, num_texts: int) -> None:
+    """Confirm that so many latents can be grouped in the memory that is free.
+
+    Raises:
+        ConfigError: They cannot; names the option that does without.
+    """
+    needed = (
+        16.0 * num_latents**2 + 24.0 * num_latents * num_texts
+    )  # two matrices of pairs; the profile, centred and scaled
+    free = free_bytes()
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"grouping {num_latents:,} latents by {num_texts:,} texts needs about {needed / 2**30:.1f} GiB of memory, "
+            f"{free / 2**30:.1f} GiB are free. Next: make every latent a concept (--single, in Python group=False), or train fewer latents."
+        )
+
+
+def free_bytes() -> int | None:
+    """Memory that this machine has free; None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return None
 
 
 def tight_groups(profile_EF: np.ndarray, *, min_similarity: float) -> list[list[int]]:
@@ -37,10 +85,7 @@ def tight_groups(profile_EF: np.ndarray, *, min_similarity: float) -> list[list[
     num = profile_EF.shape[1]
     if num == 1:
         return [[0]]
-    distance = 1.0 - correlation(profile_EF)
-    distance = np.clip((distance + distance.T) / 2, 0.0, 2.0)
-    np.fill_diagonal(distance, 0.0)
-    label = fcluster(linkage(squareform(distance, checks=False), "average"), 1.0 - min_similarity, "distance")
+    label = fcluster(linkage(pair_distances(profile_EF), "average"), 1.0 - min_similarity, "distance")
     return [np.flatnonzero(label == value).tolist() for value in np.unique(label)]
 
 
@@ -56,7 +101,8 @@ def merge_groups(
     variance = np.diag(covariance).copy()
     alive = variance > 1e-12
     safe = np.where(alive, np.sqrt(np.maximum(variance, 1e-12)), np.inf)
-    similar = covariance / safe[:, None] / safe[None, :]
+    similar = covariance / safe[:, None]
+    similar /= safe[None, :]
     np.fill_diagonal(similar, -1.0)
     similar[~alive] = similar[:, ~alive] = -1.0
     best = similar.max(1)
@@ -94,11 +140,15 @@ def group_latents(
         min_similarity: Mean correlation within a tight group.
         merge_similarity: Correlation of summed profiles at which groups are joined; above 1: never.
         min_texts: Latents that fire in fewer texts stay single.
+
+    Raises:
+        ConfigError: More latents than memory is free for (16 bytes a pair of latents).
     """
     texts = (profile_EF > 0).sum(0)
     common, rare = np.flatnonzero(texts >= min_texts), np.flatnonzero((texts > 0) & (texts < min_texts))
     groups: list[list[int]] = [[int(latent)] for latent in rare]
     if common.size:
+        check_room(common.size, len(profile_EF))
         part = np.ascontiguousarray(profile_EF[:, common], dtype=np.float64)
         tight = tight_groups(part, min_similarity=min_similarity)
         joined = merge_groups(part, tight, merge_similarity=merge_similarity)

@@ -49,7 +49,10 @@ def random_dictionary(
             break
     acts = torch.cat(parts)[:max_tokens]
     density = torch.cat(
-        [(dictionary.encode(part) > 0).float().sum(0)[None].cpu() for part in acts.split(2048)]
+        [
+            (dictionary.strengths(dictionary.encode(part)) > 0).float().sum(0)[None].cpu()
+            for part in acts.split(2048)
+        ]
     ).sum(0)
     density = density / len(acts)
     density = density[density > 0]

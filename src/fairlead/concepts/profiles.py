@@ -45,10 +45,10 @@ def membership(concepts: Sequence[Concept] | Sequence[Sequence[int]], d_dict: in
 def concept_activations(
     dictionary: Dictionary, concepts: Concept | Sequence[Concept], hidden: Tensor
 ) -> Tensor:
-    """Summed activation of each concept's latents, `[..., concept]`, of hidden states `[..., d_model]`."""
+    """Summed strength of each concept's latents (activation; of a block its norm), `[..., concept]`, of hidden states `[..., d_model]`."""
     chosen = [concepts] if isinstance(concepts, Concept) else list(concepts)
     latents = [latent for concept in chosen for latent in concept.latents]
-    acts = dictionary.encode_latents(hidden, latents)
+    acts = dictionary.strengths(dictionary.encode_latents(hidden, latents), latents)
     groups = torch.zeros(len(latents), len(chosen))
     place = 0
     for column, concept in enumerate(chosen):
@@ -87,7 +87,7 @@ def latent_profile(
     """Mean activation of every latent in every text, `[text, d_dict]` float32."""
     profile = np.zeros((len(encoded), dictionary.d_dict), dtype=np.float32)
     for batch, hidden, used, _ in iter_hidden(model, dictionary, encoded, batch_size=batch_size, label=label):
-        acts = dictionary.encode(hidden) * used[..., None].to(hidden.device)
+        acts = dictionary.strengths(dictionary.encode(hidden)) * used[..., None].to(hidden.device)
         mean = acts.sum(1) / used.sum(1, keepdim=True).clamp_min(1).to(hidden.device)
         profile[batch.index.numpy()] = mean.float().cpu().numpy()
     return profile

@@ -3,7 +3,7 @@
 Three channels, each scaled so that its best concept has 1:
 
 - *words that tell*: the query's words among the words that set a concept's texts apart from others, by their F-score;
-- *full text*: BM25 (SQLite FTS5, with stemming) over label, words and contexts;
+- *full text*: BM25 (SQLite FTS5, with stemming) over label, words, contexts and the tokens that the concept promotes;
 - *activation* (with the model): the query itself is read by the model, as a text and, for a chat model, as a request, a question and an
   answer; a concept counts by sqrt(share of the activation) x log(activation / usual activation), the `surprise` of the menu.
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fairlead.models import Model
 
 WEIGHTS = {"words": 1.0, "text": 1.0, "activation": 1.0}
-_COLUMNS = "8.0, 4.0, 1.0"  # BM25 weight of label, words, contexts
+_COLUMNS = "8.0, 4.0, 1.0, 2.0"  # BM25 weight of label, words, contexts, promoted tokens (which older catalogues lack)
 STOP_WORDS = frozenset(
     "a about an and are as at be been but by can do does for from had has have he her his how i if in into is it its me my no not of on "
     "or our she so that the their them then there they this to was we were what when which who will with would you your".split()

@@ -223,7 +223,8 @@ class Session:
             self._maxima = torch.full((acts.shape[0], len(self.conditions)), _NEVER, device=acts.device)
         found, maxima = {}, self._maxima.clone()
         for column, condition in enumerate(self.conditions):
-            score = acts[..., self._columns[condition]].sum(-1)
+            latents = [self._latents[column] for column in self._columns[condition]]
+            score = self.dictionary.strengths(acts[..., self._columns[condition]], latents).sum(-1)
             before = self._maxima[:, column, None]
             if condition.over == "prompt":
                 inside = score.masked_fill(~roles.prompt, _NEVER).amax(1, keepdim=True)

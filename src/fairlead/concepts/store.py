@@ -3,7 +3,7 @@
     CATALOGUE/run.json            how it was made
     CATALOGUE/catalogue.sqlite    meta, concepts (JSON records), neighbours, text (FTS5)
     CATALOGUE/examples.parquet    contexts of every concept, one row each
-    CATALOGUE/dictionary/         only where the dictionary had no folder of its own
+    CATALOGUE/dictionary/         where the dictionary was not in a folder of Fairlead's own
 
 `meta` names the format, its version, the model, the dictionary and the corpus. The file is written once, whole, and read-only after.
 """
@@ -35,7 +35,7 @@ CREATE TABLE neighbours (id TEXT NOT NULL, other TEXT NOT NULL, cosine REAL NOT 
 CREATE TABLE words (
   stem TEXT NOT NULL, word TEXT NOT NULL, id TEXT NOT NULL, score REAL NOT NULL, PRIMARY KEY (stem, word, id)
 ) WITHOUT ROWID;
-CREATE VIRTUAL TABLE text USING fts5(id UNINDEXED, label, words, contexts, tokenize = 'porter unicode61');
+CREATE VIRTUAL TABLE text USING fts5(id UNINDEXED, label, words, contexts, promoted, tokenize = 'porter unicode61');
 """
 
 
@@ -86,7 +86,7 @@ def write_database(
                 ],
             )
             base.executemany(
-                "INSERT INTO text VALUES (?, ?, ?, ?)",
+                "INSERT INTO text VALUES (?, ?, ?, ?, ?)",
                 [(entry.concept.id, *_searchable(entry, texts)) for entry in entries],
             )
             base.commit()
@@ -95,10 +95,11 @@ def write_database(
     return path
 
 
-def _searchable(entry: Entry, texts: Mapping[str, Sequence[str]] | None) -> tuple[str, str, str]:
+def _searchable(entry: Entry, texts: Mapping[str, Sequence[str]] | None) -> tuple[str, str, str, str]:
     concept = entry.concept
     shown = ["".join(e.tokens) for e in concept.examples] if texts is None else texts.get(concept.id, ())
-    return f"{concept.label} {entry.word_label}", " ".join(concept.tokens), "\n".join(shown)
+    promoted = " ".join(effect.token for effect in entry.promoted)
+    return f"{concept.label} {entry.word_label}", " ".join(concept.tokens), "\n".join(shown), promoted
 
 
 def write_examples(path: Path, examples: Mapping[str, Sequence[Example]]) -> Path:

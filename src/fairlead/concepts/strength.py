@@ -48,7 +48,7 @@ def usual_strengths(
         total, count = torch.zeros(len(latents)), 0
         for _, hidden, used, _ in iter_hidden(model, dictionary, texts, batch_size=batch_size):
             acts = dictionary.encode_latents(hidden, latents).float().cpu()[used]
-            acting = acts.sum(-1) > 0
+            acting = dictionary.strengths(acts, latents).sum(-1) > 0
             total += acts[acting].sum(0)
             count += int(acting.sum())
         if count == 0:

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -49,6 +49,16 @@ def sha256_file(path: str | Path) -> str:
 def sha256_json(value: Any) -> str:
     """Hex SHA-256 of a JSON value in canonical form."""
     return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+def sha256_json_list(values: Iterable[Any]) -> str:
+    """`sha256_json` of a list whose items come one by one and are never together in memory."""
+    digest = hashlib.sha256(b"[")
+    for place, value in enumerate(values):
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+        digest.update(f",{text}".encode() if place else text.encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -105,6 +105,11 @@ def _field(record: Mapping[str, Any], name: str, line: int, source: str) -> Any:
 
 def _chat(record: Mapping[str, Any], line: int, source: str, name: str) -> Row:
     value = _field(record, name, line, source)
+    answer = record.get(
+        "response"
+    )  # answers with labelled stretches keep the answer beside the messages before it
+    if isinstance(answer, str) and isinstance(value, list):
+        value = [*value, {"role": "assistant", "content": answer}]
     return Row(messages=as_messages(value, source=source, line=line, field=name), line=line)
 
 

@@ -12,7 +12,7 @@ from fairlead.dictionaries.evaluation import evaluate_dictionary, outside_span, 
 from fairlead.dictionaries.joint import JointSource, Place, harvest_joint, train_crosscoder, train_transcoder
 from fairlead.dictionaries.kinds import find_kind, register_kind
 from fairlead.dictionaries.latent_scaling import LatentScaling, latent_scaling
-from fairlead.dictionaries.loading import load_dictionary
+from fairlead.dictionaries.loading import is_own_folder, load_dictionary
 from fairlead.dictionaries.sparsify import save_sparsify
 from fairlead.dictionaries.training import (
     DictionarySpec,
@@ -38,6 +38,7 @@ __all__ = [
     "find_kind",
     "fit_dictionary",
     "harvest_joint",
+    "is_own_folder",
     "latent_scaling",
     "load_dictionary",
     "outside_span",

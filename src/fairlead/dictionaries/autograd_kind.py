@@ -3,9 +3,10 @@
 Shape suffixes: N tokens, F latents, D width of a batch (several sites may lie side by side).
 
 Such a kind gives its loss as a tensor over the parameters; the base class adds AuxK (Gao et al., arXiv 2406.04093: dead latents predict
-the residual, which itself gets no gradient), differentiates, and removes the gradient along unit decoder rows. Decoding stays sparse:
-`embedding_bag` has its own sparse backward, so that the step costs about three matmuls of the encoder's size. The common kinds
-(BatchTopK and its relatives) write their gradients by hand instead.
+the residual, which itself gets no gradient), differentiates, and removes the gradient along unit decoder rows. Decoding is sparse
+(`embedding_bag` has its own sparse backward), but the pre-activations and their gradient are dense matrices, and JumpReLU decodes densely:
+such a step costs three matmuls of the encoder's size and more. The common kinds (BatchTopK and its relatives) write their gradients by
+hand and never hold those matrices.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Forward(NamedTuple):
     target_ND: Tensor
     pre_NF: Tensor
     fired: Tensor
-    num_active: int
-    least: float
+    num_active: int | Tensor
+    least: float | Tensor
 
 
 class AutogradKind(ABC):
@@ -79,12 +80,12 @@ class AutogradKind(ABC):
         named["W_dec"] = named["W_dec"] - (named["W_dec"] * rows).sum(-1, keepdim=True) * rows
         target = found.target_ND
         return StepResult(
-            loss=float(loss.detach()),
+            loss=loss.detach(),
             grads=named,
             fired=found.fired,
             least=found.least,
-            squared_error=float(found.error_ND.detach().square().sum()),
-            variance=float((target - target.mean(0)).square().sum()),
+            squared_error=found.error_ND.detach().square().sum(),
+            variance=(target - target.mean(0)).square().sum(),
             num_active=found.num_active,
         )
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.kinds import Params, StepResult, StepState, fold_scale, register_kind
 from fairlead.dictionaries.selection import Encoder, batch_pairs, row_pairs, screening_dtype
-from fairlead.dictionaries.sparse import Pairs, decode, gather_dot, transpose, transposed_product
+from fairlead.dictionaries.sparse import Pairs, decode, gather_dot, smallest, transpose, transposed_product
 
 
 def geometric_median(x_ND: Tensor, *, num_iterations: int = 30, tolerance: float = 1e-5) -> Tensor:
@@ -63,7 +63,7 @@ class Selected(NamedTuple):
     """
 
     pairs: Pairs
-    least: float
+    least: float | Tensor
 
 
 class Reconstruction(NamedTuple):
@@ -88,7 +88,7 @@ class BatchTopK:
     def select(self, encoder: Encoder, config: DictionaryConfig, state: StepState) -> Selected:
         """The batch's `N k` largest positive pre-activations; the inference threshold follows the smallest."""
         pairs = batch_pairs(encoder, encoder.centred_ND.shape[0] * config.k, together=state.together)
-        return Selected(pairs, float(pairs.value.min()) if pairs.value.numel() else 0.0)
+        return Selected(pairs, smallest(pairs.value))
 
     def reconstruct(
         self, pairs: Pairs, w_dec: Tensor, centred_ND: Tensor, config: DictionaryConfig

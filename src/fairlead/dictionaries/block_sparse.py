@@ -10,6 +10,7 @@ the nearest orthonormal rows after every update, so that a block's norm is the l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from fairlead.dictionaries.batch_topk import geometric_median
 from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.dictionary import Dictionary, register_architecture
 from fairlead.dictionaries.kinds import Params, StepState, fold_scale, register_kind
-from fairlead.dictionaries.sparse import Pairs, batch_topk, decode
+from fairlead.dictionaries.sparse import Pairs, batch_topk, decode, smallest
 
 
 def block_norms(codes: Tensor, block: int) -> Tensor:
@@ -58,8 +59,7 @@ class BlockSparseKind(AutogradKind):
         error = decode(pairs, params["W_dec"].flatten(0, 1)) + params["b_dec"] - x_ND
         fired = torch.zeros(config.d_dict, dtype=torch.bool, device=pre.device)
         fired[latent] = True
-        least = float(kept.value.min()) if kept.value.numel() else 0.0
-        return Forward(error.square().mean(), error, x_ND, pre, fired, token.numel(), least)
+        return Forward(error.square().mean(), error, x_ND, pre, fired, token.numel(), smallest(kept.value))
 
     @override
     def dead_acts(self, pre_NF: Tensor, dead: Tensor, config: DictionaryConfig) -> tuple[Tensor, Tensor]:
@@ -111,6 +111,26 @@ class BlockSparse(Dictionary):
     def block_acts(self, hidden: Tensor) -> Tensor:
         """Norms `[..., num_blocks]` of the active blocks, 0 elsewhere."""
         return block_norms(self.encode(hidden), self.block)
+
+    @override
+    def strengths(self, acts: Tensor, latents: Sequence[int] | None = None) -> Tensor:
+        """A block's norm in the column of its first latent, 0 in its others: codes have a sign, a block's strength has none."""
+        columns = torch.arange(self.d_dict) if latents is None else torch.as_tensor(latents)
+        blocks, place = torch.unique(columns // self.block, return_inverse=True)
+        first = torch.full((len(blocks),), len(columns)).scatter_reduce(
+            0, place, torch.arange(len(columns)), "amin"
+        )
+        squares = acts.new_zeros(*acts.shape[:-1], len(blocks)).index_add(
+            -1, place.to(acts.device), acts.square()
+        )
+        on = squares > 0
+        norms = torch.where(on, squares, 1.0).sqrt() * on  # no infinite slope at zero
+        return torch.zeros_like(acts).index_copy(-1, first.to(acts.device), norms)
+
+    @override
+    def unit_of(self, latents: Sequence[int]) -> list[int]:
+        blocks = sorted({latent // self.block for latent in latents})
+        return [block * self.block + place for block in blocks for place in range(self.block)]
 
     @override
     def encode_latents(self, hidden: Tensor, latents: Tensor | list[int] | tuple[int, ...]) -> Tensor:

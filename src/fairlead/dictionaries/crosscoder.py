@@ -28,7 +28,7 @@ from fairlead.dictionaries.batch_topk import geometric_median
 from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.dictionary import Dictionary, register_architecture
 from fairlead.dictionaries.kinds import Params, StepState, fold_scale, register_kind
-from fairlead.dictionaries.sparse import decode
+from fairlead.dictionaries.sparse import decode, smallest
 
 if TYPE_CHECKING:
     from fairlead.models import Model
@@ -74,7 +74,7 @@ class CrosscoderKind(AutogradKind):
             pre_NF=pre,
             fired=fired_latents(pairs, config.d_dict),
             num_active=pairs.value.numel(),
-            least=float(ranked.min()) if ranked.numel() else 0.0,
+            least=smallest(ranked),
         )
 
     def export(self, params: Params, threshold: float, scale: float) -> Params:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,6 +168,18 @@ class Dictionary:
             return self.encode(hidden)[..., pick]
         pre = torch.addmm(self._encoder_bias(pick), flat(hidden, w), w["W_enc"][:, pick])
         return self._activate(pre, w["threshold"][pick], pick).view(*hidden.shape[:-1], len(pick))
+
+    def strengths(self, acts: Tensor, latents: Sequence[int] | None = None) -> Tensor:
+        """How strongly latents act, never negative, of their activations `[..., n]`; what catalogues count and sum.
+
+        Args:
+            latents: Which latents the columns are; None: all, in order.
+        """
+        return acts
+
+    def unit_of(self, latents: Sequence[int]) -> list[int]:
+        """These latents with those that are always selected together with them, in order."""
+        return sorted(latents)
 
     def decode(self, acts: Tensor) -> Tensor:
         """Reconstruction `[..., d_out]` of activations `[..., d_dict]`."""

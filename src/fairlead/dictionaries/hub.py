@@ -1,7 +1,8 @@
 """Dictionaries by their Hugging Face name: `hf:ORG/REPOSITORY/FOLDER`, downloaded through huggingface_hub's cache.
 
 `hf:google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71`; the organisation of Gemma Scope may be left out. Only the files
-that the layouts need are fetched, never pickled ones. This is the one place that touches the network.
+that the layouts need are fetched; pickled ones from Goodfire's repositories only, whose releases are such (`released` reads tensors and
+nothing else). This is the one place that touches the network.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from fairlead.core.errors import DictionaryError
 
 PREFIX = "hf:"
 _FILES = ("*.json", "*.safetensors", "*.npz")
+_PICKLES = ("*.pt", "*.pth")
+_PICKLED = ("goodfire",)  # owners whose dictionaries are state dicts of tensors
 _OWNERS = {"gemma-scope": "google"}
 
 
@@ -43,7 +46,8 @@ def fetch_dictionary(name: str) -> Path:
 
     repo, folder = split_name(name)
     tail = f"{folder}/" if folder else ""
-    patterns = [f"{tail}{ending}" for ending in _FILES]  # an asterisk also matches folders below
+    pickled = _PICKLES if repo.split("/")[0].lower() in _PICKLED else ()
+    patterns = [f"{tail}{ending}" for ending in (*_FILES, *pickled)]  # an asterisk also matches folders below
     try:
         root = Path(snapshot_download(repo, allow_patterns=patterns))
     except LocalEntryNotFoundError as error:
@@ -61,7 +65,7 @@ def fetch_dictionary(name: str) -> Path:
     found = root / folder
     if not found.is_dir() or not any(path.is_file() for path in found.rglob("*")):
         raise DictionaryError(
-            f"{name}: holds no file that can be read ({', '.join(_FILES)}; pickled weights are never fetched). "
+            f"{name}: holds no file that can be read ({', '.join(_FILES)}; pickled weights are fetched from Goodfire's repositories only). "
             f"Next: check the folder's name at https://huggingface.co/{repo}/tree/main."
         )
     return found

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from fairlead.core.errors import DictionaryError
-from fairlead.core.run import sha256_json
+from fairlead.activations import ActivationStore
+from fairlead.core.errors import ConfigError, DictionaryError
+from fairlead.core.run import sha256_json, sha256_json_list
 from fairlead.core.site import Site
-from fairlead.data import ChatData, Encoded, encode
-from fairlead.dictionaries.config import DictionaryConfig
+from fairlead.data import ChatData, Encoded, PackedTexts
+from fairlead.dictionaries.config import DictionaryConfig, HarvestType
 from fairlead.dictionaries.crosscoder import Crosscoder, site_norms
 from fairlead.dictionaries.dictionary import Dictionary
 from fairlead.dictionaries.kinds import Params
-from fairlead.dictionaries.source import Buffer, Chunk, ModelSource, iter_training_batches
+from fairlead.dictionaries.source import Buffer, Chunk, ModelSource, Source, iter_training_batches
 from fairlead.dictionaries.training import (
     fit_dictionary,
     load_finished,
@@ -48,16 +49,33 @@ class Place(NamedTuple):
 
 
 class JointSource:
-    """The activations of texts at several places (a `Source`); the places' names are their numbers. One model runs once."""
+    """The activations of texts at several places (a `Source`); the places' names are their numbers. One model runs once.
 
-    def __init__(self, places: Sequence[Place], encoded: Sequence[Encoded], *, batch_size: int = 64) -> None:
+    Args:
+        places: Whose activations, and where.
+        encoded: The texts, or a store of them with all the places of one model.
+        batch_size: Texts per forward pass.
+        dtype: As in `ModelSource`.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[Place],
+        encoded: Sequence[Encoded] | ActivationStore,
+        *,
+        batch_size: int = 64,
+        dtype: HarvestType = "model",
+    ) -> None:
         self.places = places
         self.names = [str(number) for number in range(len(places))]
-        self.lengths = [len(row.input_ids) for row in encoded]
         models = {id(place.model): place.model for place in places}
-        self.sources = {
-            key: ModelSource(model, encoded, batch_size=batch_size) for key, model in models.items()
-        }
+        self.sources: dict[int, Source] = {}
+        for key, model in models.items():
+            stored = isinstance(encoded, ActivationStore)
+            self.sources[key] = (
+                encoded if stored else ModelSource(model, encoded, batch_size=batch_size, dtype=dtype)
+            )
+        self.lengths = next(iter(self.sources.values())).lengths
 
     def iter_rows(self, rows: Sequence[int], sites: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """See `Source`; longest first, float32 on the CPU."""
@@ -75,19 +93,28 @@ class JointSource:
 
 
 def harvest_joint(
-    places: Sequence[Place], encoded: Sequence[Encoded], *, batch_size: int = 64
+    places: Sequence[Place],
+    encoded: Sequence[Encoded] | ActivationStore,
+    *,
+    rows: Sequence[int] | None = None,
+    batch_size: int = 64,
 ) -> list[Tensor]:
-    """Activations `[N, width]` (float32, CPU) of every place at the same tokens, longest text first, position 0 left out."""
+    """Activations `[N, width]` (float32, CPU) of every place at the same tokens, longest text first, position 0 left out.
+
+    Args:
+        rows: Which texts; None: all.
+    """
     source = JointSource(places, encoded, batch_size=batch_size)
-    num = sum(max(0, length - 1) for length in source.lengths)
+    chosen = tuple(range(len(source.lengths)) if rows is None else rows)
+    num = sum(max(0, source.lengths[row] - 1) for row in chosen)
     buffer = Buffer(source.names, num)
-    buffer.fill(source, Chunk(0, tuple(range(len(encoded))), num))
+    buffer.fill(source, Chunk(0, chosen, num))
     return [buffer.acts[name] for name in source.names]
 
 
 def train_transcoder(
     model: Model,
-    data: ChatData | Sequence[Encoded],
+    data: ChatData | Sequence[Encoded] | ActivationStore,
     *,
     site: Site | str,
     to_site: Site | str,
@@ -126,7 +153,7 @@ def train_transcoder(
 
 def train_crosscoder(
     models: Model | Sequence[Model],
-    data: ChatData | Sequence[Encoded],
+    data: ChatData | Sequence[Encoded] | ActivationStore,
     *,
     sites: Sequence[Site | str],
     config: DictionaryConfig | None = None,
@@ -209,7 +236,7 @@ def _options(run: _Run, model: Model) -> dict:
 
 def _train(
     places: Sequence[Place],
-    data: ChatData | Sequence[Encoded],
+    data: ChatData | Sequence[Encoded] | ActivationStore,
     config: DictionaryConfig,
     out: str | Path | None,
     max_length: int | None,
@@ -219,14 +246,19 @@ def _train(
     first = places[0].model
     if isinstance(data, ChatData):
         limit = max_length or min(place.model.max_length for place in places)
-        encoded = encode(data, first.tokenizer, max_length=limit, on_long="truncate")
+        encoded: Sequence[Encoded] | ActivationStore = PackedTexts.encode(
+            data, first.tokenizer, max_length=limit
+        )
     else:
-        encoded = list(data)
-    if not any(len(row.input_ids) > 1 for row in encoded):
+        encoded = data
+    if isinstance(encoded, ActivationStore):
+        _check_store(encoded, places)
+    source = JointSource(places, encoded, dtype=config.harvest_dtype)
+    if not any(length > 1 for length in source.lengths):
         raise DictionaryError(
             "no text with two tokens to train a dictionary on. Next: pass data with longer texts."
         )
-    measured = harvest_joint(places, _first_texts(encoded))
+    measured = harvest_joint(places, encoded, rows=_first_texts(source.lengths))
     widths = tuple(part.shape[1] for part in measured)
     scales = [(part.shape[1] ** 0.5) / max(float(part.norm(dim=-1).mean()), 1e-12) for part in measured]
     config = config.model_copy(update={"widths": widths}).sized(min(widths))
@@ -239,7 +271,7 @@ def _train(
             return found
         state = state_path(out)
         trainer = resume_trainer(state, identity, config, width=sum(widths))
-    source, factor = JointSource(places, encoded), _spread(scales, widths)
+    factor = _spread(scales, widths)
     done = trainer.done if trainer is not None else 0
     stream = iter_training_batches(source, source.names, config, skip_steps=done)
     with torch.no_grad(), contextlib.closing(stream):
@@ -256,16 +288,38 @@ def _spread(scales: Sequence[float], widths: Sequence[int]) -> Tensor:
     return torch.cat([torch.full((width,), scale) for scale, width in zip(scales, widths, strict=True)])
 
 
-def _first_texts(encoded: Sequence[Encoded]) -> list[Encoded]:
+def _check_store(store: ActivationStore, places: Sequence[Place]) -> None:
+    """Confirm that a store holds every place.
+
+    Raises:
+        ConfigError: Several models, or a site that it lacks.
+        DataError: It is another model's.
+    """
+    if len({id(place.model) for place in places}) > 1:
+        raise ConfigError(
+            f"{store.folder}: a store holds one model's activations, and this crosscoder lies over two models. Next: pass the texts."
+        )
+    for place in places:
+        store.check(place.model)
+        store.check_site(place.site)
+
+
+def _first_texts(lengths: Sequence[int]) -> list[int]:
     chosen, held = [], 0
-    for row in encoded:
+    for row, length in enumerate(lengths):
         if held >= _SCALE_TOKENS:
             break
         chosen.append(row)
-        held += len(row.input_ids)
+        held += length
     return chosen
 
 
-def _identity(places: Sequence[Place], encoded: Sequence[Encoded], config: DictionaryConfig) -> str:
+def _identity(
+    places: Sequence[Place], encoded: Sequence[Encoded] | ActivationStore, config: DictionaryConfig
+) -> str:
     names = [[place.model.fingerprint, str(place.site)] for place in places]
-    return sha256_json([config.identity(), names, sha256_json([list(row.input_ids) for row in encoded])])
+    if isinstance(encoded, ActivationStore):
+        texts = encoded.texts
+    else:
+        texts = sha256_json_list(list(row.input_ids) for row in encoded)
+    return sha256_json([config.identity(), names, texts])

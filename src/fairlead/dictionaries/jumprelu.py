@@ -96,7 +96,7 @@ class JumpReLU(AutogradKind):
         l0 = step_above(pre, theta, config.bandwidth).sum(-1).mean()
         loss = error.square().mean() + config.sparsity_weight * (l0 / config.k - 1).square()
         active = acts.detach() > 0
-        return Forward(loss, error, x_ND, pre, active.any(0), int(active.sum()), 0.0)
+        return Forward(loss, error, x_ND, pre, active.any(0), active.sum(), 0.0)
 
     def export(self, params: Params, threshold: float, scale: float) -> Params:
         """Every latent keeps its own threshold."""

@@ -32,7 +32,7 @@ class StepState(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What a step found; the numbers may be tensors without dimensions, so that a device need not be waited for.
+    """What a step found; the numbers may be tensors without dimensions, so that a device is not waited for each by itself.
 
     Attributes:
         loss: Aux part included.

@@ -1,4 +1,4 @@
-"""Load a dictionary, whoever wrote it: Fairlead, SAELens, sparsify, Gemma Scope, Llama Scope; from a folder or by `hf:` name."""
+"""Load a dictionary, whoever wrote it: Fairlead, SAELens, sparsify, Gemma Scope, Llama Scope, Goodfire; from a folder or by `hf:` name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fairlead.dictionaries.dictionary import (
     site_of_hook,
 )
 from fairlead.dictionaries.hub import PREFIX, fetch_dictionary
-from fairlead.dictionaries.released import read_released, refuse_pickle
+from fairlead.dictionaries.released import read_released
 from fairlead.dictionaries.saelens import Layout, from_saelens
 
 
@@ -35,7 +35,8 @@ def load_dictionary(
 
     Args:
         folder: Folder of Fairlead, SAELens (`cfg.json`, `sae_weights.safetensors`), sparsify (`cfg.json`, `sae.safetensors`), Gemma
-            Scope (`params.npz`) or Llama Scope (`hyperparams.json`); or `hf:ORG/REPOSITORY/FOLDER`.
+            Scope (`params.npz`) or Llama Scope (`hyperparams.json`), folder or file of Goodfire (`.pt`, `.pth`); or
+            `hf:ORG/REPOSITORY/FOLDER`.
         site: Needed for foreign dictionaries whose files name no site that is understood.
         to_site: The same for where a transcoder writes.
 
@@ -48,8 +49,6 @@ def load_dictionary(
     """
     name = str(folder)
     folder = fetch_dictionary(name) if name.startswith(PREFIX) else Path(folder)
-    if folder.suffix in (".pt", ".pth"):
-        raise refuse_pickle(folder)
     try:
         layout = _read(folder, name)
     except FileNotFoundError as error:
@@ -70,6 +69,17 @@ def load_dictionary(
             f"{folder}: the weights do not match the hash in {CONFIG_FILE}. Next: train or copy it again."
         )
     return found
+
+
+def is_own_folder(folder: str | Path) -> bool:
+    """Whether a folder holds a dictionary that Fairlead wrote, so that its path alone brings it back."""
+    path = Path(folder) / CONFIG_FILE
+    if not str(folder) or not path.is_file():
+        return False
+    try:
+        return json.loads(path.read_text("utf-8")).get("format") == FORMAT
+    except (OSError, ValueError):
+        return False
 
 
 def _read(folder: Path, name: str) -> Layout:

@@ -7,7 +7,9 @@
 - **Llama Scope** (He et al., arXiv 2410.20526): `hyperparams.json` and `checkpoints/final.safetensors` (`encoder.weight`,
   `decoder.weight`, ...). One threshold; activations are scaled by `sqrt(d) / dataset_average_activation_norm`, folded in as by
   SAELens' converter.
-- Pickled weights (`.pt`, `.pth`: Goodfire's releases) are refused: loading a pickle can run code.
+- **Goodfire** (goodfire.ai/blog/sae-open-source-announcement): a `.pt` or `.pth` with a state dict of four tensors (`encoder_linear.weight
+  [d_sae, d_in]`, `decoder_linear.weight [d_in, d_sae]` and their biases), ReLU, no centring; the layer stands in the name (`-l19`). It
+  is read with torch's tensors-only unpickler (`weights_only=True`), which constructs nothing else; any other pickle is refused.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import re
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,7 @@ from fairlead.core.errors import DictionaryError
 from fairlead.dictionaries.dictionary import site_of_hook
 from fairlead.dictionaries.saelens import Layout
 
+_PICKLES = (".pt", ".pth")
 _NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
 
 
@@ -37,7 +41,7 @@ def read_released(folder: Path, name: str) -> Layout | None:
         name: Repository and path, or the folder: the site is read from it.
 
     Raises:
-        DictionaryError: Tensors lack, or only pickled weights are there.
+        DictionaryError: Tensors lack, or there are pickled weights in another layout.
     """
     if (folder / "params.npz").is_file():
         return _gemma_scope(folder, name)
@@ -45,19 +49,58 @@ def read_released(folder: Path, name: str) -> Layout | None:
         return _gemma_scope_2(folder, name)
     if (folder / "hyperparams.json").is_file():
         return _llama_scope(folder)
-    pickled = sorted(folder.glob("*.pt")) + sorted(folder.glob("*.pth")) if folder.is_dir() else []
-    if pickled:
-        raise refuse_pickle(pickled[0])
-    return None
+    if folder.suffix in _PICKLES:
+        return _goodfire(folder, name)
+    pickled = [path for ending in _PICKLES for path in sorted(folder.glob(f"*{ending}"))]
+    if len(pickled) > 1:
+        raise DictionaryError(
+            f"{folder}: holds {len(pickled)} files of weights, {pickled[0].name} among them. Next: name one of them."
+        )
+    return _goodfire(pickled[0], f"{name}/{pickled[0].name}") if pickled else None
 
 
-def refuse_pickle(path: Path) -> DictionaryError:
-    """The error for pickled weights."""
+def _goodfire(path: Path, name: str) -> Layout:
+    if not path.is_file():
+        raise FileNotFoundError(2, "no such file", str(path))
+    try:
+        raw = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise refuse_pickle(path, next(iter(str(error).splitlines()), "broken file")) from error
+    if not isinstance(raw, dict) or not all(isinstance(value, Tensor) for value in raw.values()):
+        raise refuse_pickle(path, "it holds more than tensors by name")
+    missing = [f"{side}_linear.{part}" for side in ("encoder", "decoder") for part in ("weight", "bias")]
+    missing = [key for key in missing if key not in raw]
+    if missing:
+        raise refuse_pickle(path, f"it lacks {', '.join(missing)}")
+    w = {
+        "W_enc": raw["encoder_linear.weight"].float().T.contiguous(),
+        "W_dec": raw["decoder_linear.weight"].float().T.contiguous(),
+        "b_enc": raw["encoder_linear.bias"].float(),
+        "b_dec": raw["decoder_linear.bias"].float(),
+    }
+    w["threshold"] = torch.zeros_like(w["b_enc"])
+    config: dict[str, Any] = {
+        "architecture": "jumprelu",
+        "metadata": {"model_name": _goodfire_model(path.stem)},
+    }
+    layer = re.search(r"[-_]l(\d+)(?!\d)", name)
+    if layer:
+        config["site"] = f"layers.{layer.group(1)}.resid_post"
+    return _uncentred(w, config, transcoder=False)
+
+
+def _goodfire_model(stem: str) -> str:
+    model = stem.split("-SAE")[0]
+    return f"meta-llama/{model}" if model != stem and model.startswith("Llama") else ""
+
+
+def refuse_pickle(path: Path, why: str) -> DictionaryError:
+    """The error for pickled weights in another layout than Goodfire's."""
     return DictionaryError(
-        f"{path}: pickled weights are not loaded, since a pickle can run code. Next: in an environment where you trust the file, load "
-        "it with torch.load(..., weights_only=True), write its tensors as W_enc [d_in, d_sae], W_dec [d_sae, d_in], b_enc, b_dec to "
-        'sae_weights.safetensors, and put a cfg.json with "architecture": "standard", "apply_b_dec_to_input": false and '
-        '"hook_name" beside it.'
+        f"{path}: these pickled weights are not read ({why}); of pickles only Goodfire's state dicts of tensors are, since a pickle can "
+        "run code. Next: in an environment where you trust the file, load it with torch.load(..., weights_only=True), write its tensors "
+        "as W_enc [d_in, d_sae], W_dec [d_sae, d_in], b_enc, b_dec to sae_weights.safetensors, and put a cfg.json with "
+        '"architecture": "standard", "apply_b_dec_to_input": false and "hook_name" beside it.'
     )
 
 

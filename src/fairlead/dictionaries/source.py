@@ -2,9 +2,10 @@
 
 A chunk is at most `buffer_tokens` activations, trained on `passes` times. They lie in one of two buffers that are allocated once, in the
 model's dtype and on its device, one tensor a site; while the dictionaries train on one, a thread fills the other (prefetch). Which texts a
-chunk holds, where in the buffer each token lies and the order of the batches depend only on the seed and the texts' lengths, never on
-the run so far, so that a resumed run skips finished chunks without touching the model and sees the same batches in the same order;
-so does each of several processes, which harvests its share of a chunk's texts and takes its own tokens of every batch.
+chunk holds, where in the buffer each token lies and the order of the batches depend only on the seed, the run's length and the texts'
+lengths, never on the run so far, so that a resumed run skips finished chunks without touching the model and sees the same batches in the
+same order; so does each of several processes, which harvests its share of a chunk's texts and takes its own tokens of every batch. The
+chunk in which the (longest) run ends holds no more texts than it still needs.
 Position 0 is left out: in many models its activation is an outlier many times the usual norm that would take over scale and centre.
 """
 
@@ -19,8 +20,8 @@ from torch import Tensor
 
 from fairlead.activations import iter_site_activations
 from fairlead.core.errors import DictionaryError
-from fairlead.data import Encoded
-from fairlead.dictionaries.config import DictionaryConfig
+from fairlead.data import Encoded, PackedTexts
+from fairlead.dictionaries.config import DictionaryConfig, HarvestType
 
 if TYPE_CHECKING:
     from fairlead.core.site import Site
@@ -55,11 +56,27 @@ class Source(Protocol):
 
 
 class ModelSource:
-    """The activations of texts, by forward passes that end at the deepest site."""
+    """The activations of texts, by forward passes that end at the deepest site.
 
-    def __init__(self, model: Model, encoded: Sequence[Encoded], *, batch_size: int = 64) -> None:
+    Args:
+        model: The model.
+        encoded: The texts.
+        batch_size: Texts per forward pass.
+        dtype: "model", or "bfloat16": matmuls in bfloat16 (autocast), while the residual stream and what is handed on keep the
+            model's own dtype. Faster where the hardware has such matmuls, and slightly other activations.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        encoded: Sequence[Encoded],
+        *,
+        batch_size: int = 64,
+        dtype: HarvestType = "model",
+    ) -> None:
         self.model, self.encoded, self.batch_size = model, encoded, batch_size
-        self.lengths = [len(row.input_ids) for row in encoded]
+        self.low = dtype == "bfloat16"
+        self.lengths = encoded.lengths if isinstance(encoded, PackedTexts) else [len(row) for row in encoded]
 
     def iter_rows(self, rows: Sequence[int], sites: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """See `Source`; longest first."""
@@ -67,10 +84,11 @@ class ModelSource:
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             texts = [self.encoded[row] for row in chosen]
-            for found in iter_site_activations(self.model, texts, sites, batch_size=self.batch_size):
-                for place, row in enumerate(chosen):
-                    length = self.lengths[row]
-                    yield row, {site: acts[place, :length] for site, acts in found.acts.items()}
+            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.low):
+                (found,) = iter_site_activations(self.model, texts, sites, batch_size=self.batch_size)
+            acts = {site: value.to(self.model.dtype) for site, value in found.acts.items()}
+            for place, row in enumerate(chosen):
+                yield row, {site: value[place, : self.lengths[row]] for site, value in acts.items()}
 
 
 def plan_chunks(lengths: Sequence[int], *, buffer_tokens: int, seed: int) -> Iterator[Chunk]:
@@ -261,12 +279,26 @@ def prefetches(config: DictionaryConfig) -> bool:
     return torch.cuda.is_available() or torch.get_num_threads() > 1
 
 
+def _cut(chunk: Chunk, lengths: Sequence[int], steps: int, batch_tokens: int) -> Chunk:
+    """The first texts of a chunk, where the run ends within the first pass over them; else the chunk."""
+    if not 0 < steps < chunk.num_tokens // min(batch_tokens, chunk.num_tokens):
+        return chunk
+    rows, held = [], 0
+    for row in chunk.rows:
+        if held >= steps * batch_tokens:
+            break
+        rows.append(row)
+        held += lengths[row]
+    return Chunk(chunk.index, tuple(rows), held)
+
+
 def _needed_chunks(
     lengths: Sequence[int], config: DictionaryConfig, skip_steps: int
 ) -> Iterator[tuple[Chunk, int, bool]]:
     """Chunks not yet done, batches of each to skip, and whether the run ends in it."""
     done = 0
     for chunk in plan_chunks(lengths, buffer_tokens=config.buffer_tokens, seed=config.seed):
+        chunk = _cut(chunk, lengths, config.num_steps - done, config.batch_tokens)
         num = batches_in_chunk(chunk.num_tokens, batch_tokens=config.batch_tokens, passes=config.passes)
         done += num
         if skip_steps < num:

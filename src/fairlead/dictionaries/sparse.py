@@ -32,6 +32,11 @@ class Pairs(NamedTuple):
     num_tokens: int
 
 
+def smallest(value: Tensor) -> Tensor:
+    """The smallest of some values, on their device; 0 where there are none."""
+    return value.detach().min() if value.numel() else value.new_zeros(())
+
+
 def dense_to_pairs(acts_NF: Tensor) -> Pairs:
     """The non-zero entries of dense activations."""
     token, latent = acts_NF.nonzero(as_tuple=True)

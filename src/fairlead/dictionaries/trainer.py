@@ -277,7 +277,11 @@ class Trainer:
 
 
 def _numbers(result: StepResult, num_tokens: int) -> list[float]:
-    """Loss, smallest kept value, squared error, variance, pairs, tokens; the device is waited for once."""
+    """Loss, smallest kept value, squared error, variance, pairs, tokens; these are waited for once.
+
+    A step on an accelerator waits a few more times: selection asks how many candidates it found and where the cut is, AuxK which
+    latents are dead.
+    """
     fields: list[Any] = [
         result.loss, result.least, result.squared_error, result.variance, result.num_active, num_tokens,
     ]  # fmt: skip

@@ -1,7 +1,8 @@
 """Training dictionaries on a model's activations: one, or several from one pass over the model.
 
 The stream of activations (`source`) is shared; each dictionary (site, width, k, kind, ...) has its own `Trainer` and its own folder, is
-the one that `train_dictionary` alone would make, and resumes by itself. Under torchrun the processes train together: each harvests its
+the one that `train_dictionary` alone would make (of several lengths the shorter ones see other texts in the last chunk, which is cut to
+what the longest needs), and resumes by itself. Under torchrun the processes train together: each harvests its
 share of the texts and takes its tokens of every batch, and the first one writes.
 """
 
@@ -20,10 +21,10 @@ from fairlead.activations import ActivationStore
 from fairlead.core.errors import ConfigError, DictionaryError
 from fairlead.core.processes import is_first, num_processes, on_first, rank, wait
 from fairlead.core.progress import Meter
-from fairlead.core.run import sha256_json
+from fairlead.core.run import sha256_json, sha256_json_list
 from fairlead.core.site import Site
-from fairlead.data import ChatData, Encoded, encode
-from fairlead.dictionaries.config import DictionaryConfig
+from fairlead.data import ChatData, Encoded, PackedTexts
+from fairlead.dictionaries.config import DictionaryConfig, HarvestType
 from fairlead.dictionaries.dictionary import CONFIG_FILE, Dictionary, find_architecture
 from fairlead.dictionaries.kinds import find_kind
 from fairlead.dictionaries.loading import load_dictionary
@@ -34,7 +35,13 @@ if TYPE_CHECKING:
     from fairlead.models import Model
 
 STATE_FILE = "training_state.safetensors"
-_STREAM = ("batch_tokens", "buffer_tokens", "passes", "seed")  # what dictionaries of one pass must agree on
+_STREAM = (
+    "batch_tokens",
+    "buffer_tokens",
+    "passes",
+    "harvest_dtype",
+    "seed",
+)  # what dictionaries of one pass must agree on
 
 
 class DictionarySpec(NamedTuple):
@@ -151,8 +158,10 @@ def train_dictionaries(
 ) -> dict[str, Dictionary]:
     """Train several dictionaries (sites, widths, k, kinds) from one pass over the model, each as `train_dictionary` would.
 
+    Where `num_tokens` differ, the shorter runs see other texts in their last chunk than alone: it is cut to what the longest needs.
+
     Args:
-        specs: They may differ in everything but the stream: `batch_tokens`, `buffer_tokens`, `passes` and `seed`.
+        specs: They may differ in everything but the stream: `batch_tokens`, `buffer_tokens`, `passes`, `harvest_dtype` and `seed`.
         out: Folder in which each gets a folder by its name.
 
     Returns:
@@ -164,7 +173,7 @@ def train_dictionaries(
     """
     runs = [_Run(model, spec, out) for spec in specs]
     _check_specs(runs)
-    source, texts = _source_of(model, data, max_length)
+    source, texts = _source_of(model, data, max_length, runs[0].config.harvest_dtype)
     for run in runs:
         run.identify(model, texts)
     if isinstance(source, ActivationStore):
@@ -198,19 +207,24 @@ def _check_specs(runs: Sequence[_Run]) -> None:
 
 
 def _source_of(
-    model: Model, data: ChatData | Sequence[Encoded] | ActivationStore, max_length: int | None
+    model: Model,
+    data: ChatData | Sequence[Encoded] | ActivationStore,
+    max_length: int | None,
+    dtype: HarvestType,
 ) -> tuple[Source, str]:
     """Where the activations come from, and the hash of the texts."""
     if isinstance(data, ActivationStore):
         data.check(model)
         return data, data.texts
     if isinstance(data, ChatData):
-        encoded = encode(data, model.tokenizer, max_length=max_length or model.max_length, on_long="truncate")
+        encoded: Sequence[Encoded] = PackedTexts.encode(
+            data, model.tokenizer, max_length=max_length or model.max_length
+        )
     else:
-        encoded = list(data)
+        encoded = data
     if not encoded:
         raise DictionaryError("no text to train a dictionary on. Next: pass data with at least one row.")
-    return ModelSource(model, encoded), sha256_json([list(row.input_ids) for row in encoded])
+    return ModelSource(model, encoded, dtype=dtype), sha256_json_list(list(row.input_ids) for row in encoded)
 
 
 class _Run:

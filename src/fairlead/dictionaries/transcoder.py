@@ -26,7 +26,7 @@ from fairlead.dictionaries.batch_topk import geometric_median
 from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.dictionary import Dictionary, flat, hook_name, register_architecture
 from fairlead.dictionaries.kinds import Params, StepState, fold_scale, register_kind
-from fairlead.dictionaries.sparse import decode
+from fairlead.dictionaries.sparse import decode, smallest
 
 
 class TranscoderKind(AutogradKind):
@@ -68,7 +68,7 @@ class TranscoderKind(AutogradKind):
             pre_NF=pre,
             fired=fired_latents(pairs, config.d_dict),
             num_active=pairs.value.numel(),
-            least=float(pairs.value.detach().min()) if pairs.value.numel() else 0.0,
+            least=smallest(pairs.value),
         )
 
     def export(self, params: Params, threshold: float, scale: float) -> Params:

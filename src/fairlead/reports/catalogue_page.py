@@ -5,6 +5,7 @@ The list is filtered and ordered in the page itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,19 @@ def write_catalogue_page(path: str | Path, catalogue: Catalogue, *, limit: int =
     """
     meta, placebo = catalogue.meta, catalogue.meta.get("placebo") or {}
     bad_below = placebo.get("value_90")
+
+    def bound(entry: Entry) -> float | None:
+        """What nine in ten labels of random directions stay below, as judged by this entry's judge."""
+        words = placebo.get("words")
+        return words.get("value_90") if words and entry.scores.judge != placebo.get("judge") else bad_below
+
     entries = catalogue.entries[:limit]
     examples = catalogue.examples_of([entry.concept.id for entry in entries])
     context: dict[str, Any] = {
         "title": f"What {Path(catalogue.model_name).name} knows at {catalogue.site}",
-        "verdict": _verdict(catalogue, bad_below),
+        "verdict": _verdict(catalogue, bound),
         "tiles": _tiles(catalogue, placebo),
-        "rows": [_row(catalogue, entry, examples[entry.concept.id], bad_below) for entry in entries],
+        "rows": [_row(catalogue, entry, examples[entry.concept.id], bound(entry)) for entry in entries],
         "kinds": KINDS,
         "bad_below": bad_below,
         "facts": [
@@ -108,12 +115,13 @@ def _tokens(context: TokenContext, top: float) -> list[Token]:
     ]
 
 
-def _verdict(catalogue: Catalogue, bad_below: float | None) -> str:
+def _verdict(catalogue: Catalogue, bound: Callable[[Entry], float | None]) -> str:
     values = [entry.scores.value for entry in catalogue.entries]
     good = sum(value is not None and value >= GOOD for value in values)
     text = f"{len(catalogue):,} concepts; {good:,} have a label that tells where they act (score of {GOOD} or more)."
-    if bad_below is not None:
-        beaten = sum(value is not None and value > bad_below for value in values)
+    pairs = [(entry.scores.value, bound(entry)) for entry in catalogue.entries]
+    if any(below is not None for _, below in pairs):
+        beaten = sum(value is not None and below is not None and value > below for value, below in pairs)
         text += f" {beaten:,} labels beat nine in ten labels of random directions."
     return text
 

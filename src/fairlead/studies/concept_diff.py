@@ -1,8 +1,8 @@
 """What changed between a model and one trained from it, by concepts: what `concepts diff` runs.
 
-Steps: 1. both models read the same texts; 2. both answer the texts' prompts; 3. the second answers with the difference of the logits
-amplified; each is held against the first by the catalogue's concepts; 4. where a crosscoder over both is given, what only one of them
-has; all goes to `diff.json`.
+Steps: 1. both models read the same texts: by concepts, and by the mean difference of their activations; 2. both answer the texts' prompts;
+3. the second answers with the difference of the logits amplified; each is held against the first by the catalogue's concepts; 4. where a
+crosscoder over both is given, what only one of them has; all goes to `diff.json`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fairlead.concepts import Catalogue, Change, ExclusiveLatent, diff_answers, diff_texts, exclusive_latents
+from fairlead.concepts import (
+    Catalogue,
+    Change,
+    ExclusiveLatent,
+    Moved,
+    diff_activations,
+    diff_answers,
+    diff_texts,
+    exclusive_latents,
+)
 from fairlead.core.config import Record
 from fairlead.core.errors import ConfigError
 from fairlead.core.run import Run
@@ -40,6 +49,28 @@ class ChangeLine(Record):
     q: float
 
 
+class AlongLine(Record):
+    """How far activations moved along one concept's direction, as data; see `concepts.Along`."""
+
+    concept: str
+    label: str
+    along: float
+    cosine: float
+    low: float
+    high: float
+    p: float
+    q: float
+
+
+class Difference(Record):
+    """The mean difference of activations, read through the dictionary; see `concepts.Moved`."""
+
+    norm: float
+    relative: float
+    chance: float
+    concepts: tuple[AlongLine, ...]
+
+
 class AnswerSet(Record):
     """Answers at one amplification (0: the second model's own), and the concepts that set them apart from the first model's."""
 
@@ -61,6 +92,7 @@ class ConceptDiff(Record):
     site: str
     num_texts: int
     texts: tuple[ChangeLine, ...]
+    difference: Difference | None = None  # None in records older than it
     prompts: tuple[str, ...]
     own: tuple[str, ...]  # the first model's answers
     answers: tuple[AnswerSet, ...]
@@ -137,6 +169,7 @@ def diff_concepts(
             truncate=True,
         )
         changes = diff_texts(before, after, dictionary, concepts, texts, seed=seed)
+        moved = diff_activations(before, after, dictionary, concepts, texts, seed=seed)
         settings: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
@@ -152,6 +185,7 @@ def diff_concepts(
             site=catalogue.site,
             num_texts=len(texts),
             texts=_lines(changes),
+            difference=_difference(moved),
             prompts=tuple(prompt[-1].content for prompt in prompts),
             own=tuple(before.generate(prompts, **settings)),
             answers=tuple(
@@ -176,6 +210,23 @@ def _crosscoder(given: Crosscoder | str | Path | None, before: Model, after: Mod
         )
     found.check_models([before, after])
     return found
+
+
+def _difference(moved: Moved) -> Difference:
+    lines = (
+        AlongLine(
+            concept=one.concept.id,
+            label=one.concept.label,
+            along=one.along,
+            cosine=one.cosine,
+            low=one.low,
+            high=one.high,
+            p=one.p,
+            q=one.q,
+        )
+        for one in moved.concepts[:_KEPT]
+    )
+    return Difference(norm=moved.norm, relative=moved.relative, chance=moved.chance, concepts=tuple(lines))
 
 
 def _lines(changes: Sequence[Change]) -> tuple[ChangeLine, ...]:

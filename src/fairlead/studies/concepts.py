@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fairlead.activations import ActivationStore, read_in_place
 from fairlead.concepts import Catalogue, Entry, LabelScores
 from fairlead.concepts.corpus import MAX_WINDOWS, WINDOW, Corpus
 from fairlead.concepts.describe import Described, describe
@@ -28,9 +29,9 @@ from fairlead.concepts.scoring import summarize_scores
 from fairlead.concepts.store import DATABASE, EXAMPLES, write_database, write_examples
 from fairlead.core.errors import ConfigError, DictionaryError
 from fairlead.core.progress import track
-from fairlead.core.run import Run, read_json, sha256_json
+from fairlead.core.run import Run, read_json, sha256_json_list
 from fairlead.data import ChatData, Encoded, load_data
-from fairlead.dictionaries import Dictionary, load_dictionary
+from fairlead.dictionaries import Dictionary, is_own_folder, load_dictionary
 from fairlead.llm import LanguageModel, connect
 from fairlead.models import Model, load_model
 
@@ -41,7 +42,7 @@ _PLACEBO_TOKENS = 300_000
 def build_catalogue(
     model: Model | str | Path,
     dictionary: Dictionary | str | Path,
-    data: ChatData | Sequence[Encoded] | str | Path,
+    data: ChatData | Sequence[Encoded] | ActivationStore | str | Path,
     *,
     out: str | Path,
     num_examples: int = 8,
@@ -62,8 +63,9 @@ def build_catalogue(
 
     Args:
         model: The model, or its name or folder.
-        dictionary: A dictionary of that model, or its folder.
-        data: Texts on which the latents are looked at: the wider, the better.
+        dictionary: A dictionary of that model, or its folder or `hf:` name; one that is not in a folder of Fairlead's is copied beside.
+        data: Texts on which the latents are looked at: the wider, the better; or a store of the model's activations on them (or its
+            folder), which then stands in place of the model's passes.
         out: Run folder.
         num_examples: Top examples a concept; as many by quantile of activation, half as many near misses.
         max_rows: Use the first so many rows of the data.
@@ -86,11 +88,21 @@ def build_catalogue(
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     dictionary = load_dictionary(dictionary) if isinstance(dictionary, str | Path) else dictionary
-    data = load_data(data) if isinstance(data, str | Path) else data
+    if isinstance(data, str | Path):
+        data = ActivationStore(data) if ActivationStore.is_one(data) else load_data(data)
     llm = connect(llm) if isinstance(llm, str) else llm
     dictionary.check(model)
     if not 8 <= window < MAX_WINDOWS:
         raise ConfigError(f"window is {window}; it must be at least 8. Next: use 128.")
+    texts = _hash_texts(data)
+    kept_at = data.source if isinstance(data, ChatData) else "memory"
+    if isinstance(data, ActivationStore):
+        if max_length is not None:
+            raise ConfigError(
+                f"{data.folder}: a store's texts keep their length. Next: leave max_length out, or harvest again with it."
+            )
+        data.check_site(dictionary.site)
+        model, kept_at, data = read_in_place(model, data), str(data.folder), data.encoded
     corpus = Corpus(data, model, max_length=max_length, max_rows=max_rows)
     settings: dict[str, Any] = {
         "num_examples": num_examples,
@@ -103,7 +115,6 @@ def build_catalogue(
         "llm_concepts": llm_concepts,
         "model": model.name,
     }
-    texts = data.sha256 if isinstance(data, ChatData) else sha256_json([list(row.input_ids) for row in data])
     inputs = {"model": model.fingerprint, "dictionary": dictionary.sha256, "data": texts}
     with Run.start(
         out, study="concepts", config=settings, inputs=inputs, seed=seed, overwrite=overwrite
@@ -115,20 +126,36 @@ def build_catalogue(
         found = describe(
             model, dictionary, corpus, groups, harvest, window=window, num_examples=num_examples, seed=seed
         )
-        random = _placebo(run, model, dictionary, corpus, groups, num=placebo, window=window, seed=seed)
+        random = _placebo(
+            run,
+            model,
+            dictionary,
+            corpus,
+            groups,
+            num=placebo,
+            window=window,
+            seed=seed,
+            llm=llm,
+            llm_concepts=llm_concepts,
+            num_examples=num_examples,
+        )
         entries = found.entries
         if llm is not None:
             entries = _ask(run, llm, found, llm_concepts, num_examples, seed)
-        if not dictionary.source:
+        source = dictionary.source
+        if not is_own_folder(
+            source
+        ):  # of the Hub, of another library, with a site named by hand: only a copy keeps it
             dictionary.save(run.path("dictionary"))
+            dictionary.source = source  # not the folder of a run that is about to be renamed
         meta = {
             "model": model.name,
             "model_fingerprint": model.fingerprint,
             "dictionary": "dictionary",
-            "dictionary_path": str(Path(dictionary.source).resolve()),
+            "dictionary_path": str(Path(source).resolve()) if is_own_folder(source) else source,
             "dictionary_sha256": dictionary.sha256,
             "site": str(dictionary.site),
-            "data": data.source if isinstance(data, ChatData) else "memory",
+            "data": kept_at,
             "num_tokens": harvest.num_tokens,
             "num_rows": len(corpus),
             "num_concepts": len(entries),
@@ -151,6 +178,14 @@ def build_catalogue(
     return Catalogue.open(out)
 
 
+def _hash_texts(data: ChatData | Sequence[Encoded] | ActivationStore) -> str:
+    if isinstance(data, ActivationStore):
+        return data.texts
+    if isinstance(data, ChatData):
+        return data.sha256
+    return sha256_json_list(list(row.input_ids) for row in data)
+
+
 def _groups(
     run: Run, model: Model, dictionary: Dictionary, corpus: Corpus, how: Sequence[Any], seed: int
 ) -> list[list[int]]:
@@ -168,6 +203,7 @@ def _groups(
         groups = group_latents(profile, min_similarity=tight, merge_similarity=merge)
     else:
         groups = [[int(latent)] for latent in np.flatnonzero((profile > 0).any(0))]
+    groups = [dictionary.unit_of(group) for group in groups]
     if not groups:
         raise DictionaryError(
             "no latent fires on the data. Next: use texts like those the dictionary was trained on."
@@ -186,8 +222,14 @@ def _placebo(
     num: int,
     window: int,
     seed: int,
+    llm: LanguageModel | None,
+    llm_concepts: int | None,
+    num_examples: int,
 ) -> dict[str, Any] | None:
-    """Label scores of a random-direction dictionary with concepts of the same sizes."""
+    """Label scores of a random-direction dictionary with concepts of the same sizes, by whoever labels the real ones.
+
+    With a language model, those of words stand under `words`: concepts that it is not asked about are held against these.
+    """
     path = run.path("placebo.json")
     if num == 0 or path.is_file():
         return read_json(path) if num else None
@@ -212,22 +254,36 @@ def _placebo(
     )
     found = describe(model, random, corpus, made, harvest, window=window, seed=seed, label="placebo")
     state.unlink(missing_ok=True)
-    summary = summarize_scores(found.entries)
+    words = summarize_scores(found.entries)
+    summary = words
+    if llm is not None:
+        answers = run.path("placebo_labels.jsonl")
+        asked = _ask(run, llm, found, llm_concepts, num_examples, seed, path=answers, label="placebo")
+        judged = [entry for entry in asked if entry.scores.judge == llm.name]
+        summary = {**summarize_scores(judged), "judge": llm.name, "words": words}
     run.write_json("placebo.json", summary)
     return summary
 
 
 def _ask(
-    run: Run, llm: LanguageModel, found: Described, limit: int | None, num_examples: int, seed: int
+    run: Run,
+    llm: LanguageModel,
+    found: Described,
+    limit: int | None,
+    num_examples: int,
+    seed: int,
+    *,
+    path: Path | None = None,
+    label: str = "asking",
 ) -> list[Entry]:
     """The entries with labels and scores from a language model; answers are kept line by line."""
-    path = run.path("labels.jsonl")
+    path = path or run.path("labels.jsonl")
     lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     known = {record["id"]: record for record in map(json.loads, lines)}
     order = sorted(found.entries, key=lambda entry: -entry.statistics.density)
     asked = {entry.concept.id for entry in order[: len(order) if limit is None else limit]}
     entries = []
-    for entry in track(found.entries, f"asking {llm.name}", unit="concepts"):
+    for entry in track(found.entries, f"{label} {llm.name}", unit="concepts"):
         name = entry.concept.id
         if name not in asked:
             entries.append(entry)
@@ -235,12 +291,12 @@ def _ask(
         if name not in known:
             shown = [e for e in found.examples[name] if e.kind != "near_miss"][: 2 * num_examples]
             near = [e for e in found.examples[name] if e.kind == "near_miss"]
-            label = ask_label(llm, shown, near)
+            said = ask_label(llm, shown, near)
             e = found.evidence[name]
             scores = ask_scores(
-                llm, label, shown=e.shown, other=e.other, near=e.near, fuzzes=e.fuzzes, seed=seed
+                llm, said, shown=e.shown, other=e.other, near=e.near, fuzzes=e.fuzzes, seed=seed
             )
-            known[name] = {"id": name, "label": label, "scores": scores.model_dump(mode="json")}
+            known[name] = {"id": name, "label": said, "scores": scores.model_dump(mode="json")}
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(known[name], ensure_ascii=False) + "\n")
         record = known[name]

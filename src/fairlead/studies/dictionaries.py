@@ -61,7 +61,7 @@ def train_several(
         Facts about each: `folder`, `kind`, `site`, `d_model`, `d_dict`, `metrics`.
 
     Raises:
-        ConfigError: Sites or models that do not go with the kind.
+        ConfigError: Sites or models that do not go with the kind, several processes for a transcoder or crosscoder, or limits on a store.
         DictionaryError: As `train_dictionary`.
     """
     config = config or DictionaryConfig.make()
@@ -74,16 +74,18 @@ def train_several(
         one = DictionaryConfig.make(
             config.model_dump(), kind=named[0], d_dict=next(iter(widths), None), k=next(iter(ks), None)
         )
-        texts = load_data(data, max_records=max_examples)
+        if together:
+            raise ConfigError(
+                f"a {named[0]} is trained by one process: several would each train a whole copy into one folder. "
+                "Next: start it without torchrun, or choose batch_topk, topk or matryoshka."
+            )
+        texts = _texts(data, max_examples, max_length)
         joint = train_joint(
             model, texts, one, sites=sites, to_site=to_site, against=against, out=out, max_length=max_length
         )
         return [_facts(joint, out)]
     specs = combine_specs(model, config, sites=sites, widths=widths, ks=ks, kinds=kinds)
-    if ActivationStore.is_one(data):
-        texts = ActivationStore(data)
-    else:
-        texts = load_data(data, max_records=max_examples)
+    texts = _texts(data, max_examples, max_length)
     if len(specs) == 1:
         only = specs[0]
         found = train_dictionary(
@@ -105,9 +107,21 @@ def train_several(
     return facts
 
 
+def _texts(data: str, max_examples: int | None, max_length: int | None) -> ChatData | ActivationStore:
+    """The texts, or the store of them."""
+    if not ActivationStore.is_one(data):
+        return load_data(data, max_records=max_examples)
+    if max_examples is not None or max_length is not None:
+        raise ConfigError(
+            f"{data}: a store is trained on as it is; its texts are neither fewer nor shorter. "
+            "Next: leave --max-examples and --max-length out, or harvest again with them."
+        )
+    return ActivationStore(data)
+
+
 def train_joint(
     model: Model,
-    data: ChatData,
+    data: ChatData | ActivationStore,
     config: DictionaryConfig,
     *,
     out: Path,

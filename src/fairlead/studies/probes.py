@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
+from fairlead.activations import ActivationStore, StoredModel
+from fairlead.core.errors import DataError
 from fairlead.core.progress import say
 from fairlead.core.run import Run, sha256_file
 from fairlead.core.stats import auroc
@@ -64,9 +66,13 @@ def fit_probes(
     task: Task = "classify",
     positive: str | None = None,
     config: SpanProbeConfig | None = None,
+    store: str | Path | None = None,
     overwrite: bool = False,
 ) -> Probed:
     """Fit probes of several kinds on a data file and keep the best.
+
+    Args:
+        store: Folder of an `ActivationStore` of these texts at the probe's sites, read in place of the model's passes.
 
     Raises:
         DataError: A broken line of the data.
@@ -88,7 +94,14 @@ def fit_probes(
         out, study="probe fit", config=settings, inputs=inputs, seed=base.seed, overwrite=overwrite
     ) as run:
         reading = make_reading(model, sites, confidence=base.confidence)
-        found = harvest(model, examples, reading)
+        reader = StoredModel(model, ActivationStore(store)) if store is not None else model
+        found = harvest(cast("Model", reader), examples, reading)
+        if isinstance(reader, StoredModel) and not reader.num_read:
+            raise DataError(
+                f"holds none of the texts at all of {', '.join(map(str, reading.sites))}. Next: harvest these texts at these sites, or "
+                "leave the store out.",
+                source=str(store),
+            )
         read: dict[str, Harvest] = {}
         records: dict[str, dict[str, Any]] = {}
         fitted: dict[str, FittedProbe] = {}

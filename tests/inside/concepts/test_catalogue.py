@@ -14,20 +14,23 @@ import numpy as np
 import pytest
 import torch
 
+from fairlead.activations import ActivationStore
 from fairlead.concepts import Catalogue, contrast, inspect_text
 from fairlead.concepts.contrast import contrast_values, false_discovery
 from fairlead.concepts.corpus import Corpus, GroupSums, iter_blocks, read_stretch
 from fairlead.concepts.describe import choose, describe
 from fairlead.concepts.effects import logit_effects
+from fairlead.concepts.entries import TokenEffect
 from fairlead.concepts.harvest import concept_directions, is_held_out, run_harvest
 from fairlead.concepts.llm_labels import LabelAnswer, MatchAnswer
 from fairlead.concepts.near import nearest_pairs
 from fairlead.concepts.placebo import random_dictionary
 from fairlead.concepts.scoring import word_detection, word_fuzzing
+from fairlead.concepts.store import write_database
 from fairlead.core.errors import CatalogueError, ConfigError, DataError
 from fairlead.core.stats import auroc
 from fairlead.data import Encoded, Row, collate
-from fairlead.dictionaries import Dictionary
+from fairlead.dictionaries import BlockSparse, Dictionary, load_dictionary
 from fairlead.llm import ScriptedModel
 from fairlead.llm.protocol import as_dicts
 from fairlead.models.hooks import site_hook
@@ -356,6 +359,7 @@ def test_a_language_model_labels_and_judges_and_its_answers_survive_an_interrupt
         assert (
             entry.scores.detection == 0.5 and entry.scores.fuzzing == 0.5 and entry.scores.judge == "scripted"
         )
+    assert found.meta["placebo"] is None
     assert found.search("w9", num=1)[0].concept.latents == (9 - FIRST,), "the words of the texts still count"
 
 
@@ -399,3 +403,116 @@ def test_the_page_shows_every_concept_and_escapes_what_it_shows(folder, catalogu
     seen = inspect_text(catalogue, model, text)
     shown = write_inspection(tmp_path / "inspect.html", catalogue, seen).read_text("utf-8")
     assert seen.concepts[0].concept.id in shown and 'class="h4">w5<' in shown
+
+
+def test_a_dictionary_from_elsewhere_is_copied_so_that_the_catalogue_stays_usable(
+    model, dictionary, texts, tmp_path, monkeypatch
+):
+    """By its `hf:` name, with a site that only the caller knows: neither stands in a path."""
+    foreign = tmp_path / "hub" / "suite"
+    config = json.loads((dictionary.save(foreign) / "cfg.json").read_text())
+    own = {"format", "version", "site", "sha256", "model_fingerprint", "hook_name", "metadata"}
+    (foreign / "cfg.json").write_text(json.dumps({k: v for k, v in config.items() if k not in own}))
+    monkeypatch.setattr("fairlead.dictionaries.loading.fetch_dictionary", lambda name: foreign)
+    given = load_dictionary("hf:someone/suite", site="embed")
+    options = {"group": False, "window": WINDOW, "placebo": 0, "max_rows": 200}
+    made = build_catalogue(model, given, texts, out=tmp_path / "far", **options)
+    shutil.rmtree(foreign)
+    assert given.source == "hf:someone/suite"
+    opened = Catalogue.open(made.folder)
+    assert opened.load_dictionary().sha256 == given.sha256 and opened.site == "embed"
+    assert len(inspect_text(opened, model, texts[1])[0]) > 0
+
+    near = dictionary.save(tmp_path / "near")
+    made = build_catalogue(model, near, texts, out=tmp_path / "own", **options)
+    assert not (made.folder / "dictionary").exists(), "a folder of Fairlead's own is pointed at, not copied"
+    assert made.dictionary_path == near.resolve()
+    dictionary.source = ""
+
+
+def test_a_blocks_concept_acts_by_its_norm_whatever_the_sign_of_its_codes(model, texts, tmp_path):
+    """A block over two embeddings, turned so that both its codes are negative on one of the tokens."""
+    rows = model.hf.get_input_embeddings().weight.detach()
+    unit = torch.linalg.qr(rows[FIRST : FIRST + 4].T).Q.T  # two blocks of two latents
+    turn = -torch.linalg.qr(rows[FIRST : FIRST + 2] @ unit[:2].T).Q.T
+    unit = torch.cat([turn @ unit[:2], unit[2:]])
+    weights = {
+        "W_enc": unit.T.contiguous(),
+        "W_dec": unit.contiguous(),
+        "b_enc": torch.zeros(4),
+        "b_dec": torch.zeros(unit.shape[1]),
+        "threshold": torch.tensor([0.9, 0.9, 1e3, 1e3]) * rows[FIRST : FIRST + 2].norm(dim=-1).min(),
+    }
+    blocks = BlockSparse(weights, block=2, site="embed", model_fingerprint=model.fingerprint)
+    codes = blocks.encode(rows[FIRST : FIRST + 2])
+    assert (codes[0, :2] <= 1e-6).all(), f"the planted codes are not negative: {codes}"
+    made = build_catalogue(
+        model, blocks, texts, out=tmp_path / "blocks", group=False, window=WINDOW, placebo=4
+    )
+    (concept,) = made.concepts
+    assert concept.latents == (0, 1), "a block is one concept"
+    tokens = torch.tensor([token for row in texts for token in row.input_ids[1:]])
+    acts = blocks.block_acts(rows)[:, 0]
+    numbers = made.statistics(concept.id)
+    assert numbers.density == pytest.approx(float((acts[tokens] > 0).float().mean()))
+    assert numbers.mean == pytest.approx(float(acts[tokens].mean()), rel=1e-4)
+    torch.testing.assert_close(
+        blocks.strengths(blocks.encode_latents(rows, [3, 1, 0]), [3, 1, 0])[:, 1], acts
+    )
+
+
+def test_a_store_gives_the_catalogue_that_the_model_gives(
+    catalogue, model, dictionary, texts, tmp_path, monkeypatch
+):
+    store = ActivationStore.harvest(model, texts, ["embed"], tmp_path / "stores")
+    real = type(model).capture
+
+    def capture(self, batch, sites, **options):
+        sites = list(sites)
+        assert "embed" not in [str(site) for site in sites], "the store is read, the model is not run"
+        return real(self, batch, sites, **options)
+
+    monkeypatch.setattr(type(model), "capture", capture)
+    options = {"group": False, "window": WINDOW, "placebo": 8}
+    found = build_catalogue(model, dictionary, store.folder, out=tmp_path / "c", **options)
+    assert found.entries == catalogue.entries and found.meta["data"] == str(store.folder)
+    assert found.meta["placebo"] == catalogue.meta["placebo"]
+    with pytest.raises(ConfigError, match="max_length"):
+        build_catalogue(model, dictionary, store, out=tmp_path / "d", max_length=9, **options)
+
+
+def test_the_placebo_is_judged_by_the_same_language_model(model, dictionary, texts, tmp_path):
+    """A judge that says yes to everything scores one half, of real concepts and of random directions; words score otherwise."""
+
+    class Yes(ScriptedModel):
+        def complete(self, messages, *, schema=None, temperature=0.0, max_tokens=1024):
+            if schema is MatchAnswer:
+                return MatchAnswer(matches=list(range(1, 200)))
+            return LabelAnswer(label="anything")
+
+    options = {"group": False, "window": WINDOW, "placebo": 8, "llm": Yes([], name="scripted")}
+    found = build_catalogue(model, dictionary, texts, out=tmp_path / "all", **options)
+    placebo = found.meta["placebo"]
+    assert placebo["judge"] == "scripted" and placebo["value"] == placebo["value_90"] == 0.5
+    assert placebo["words"]["value"] > 0.5
+    page = write_catalogue_page(tmp_path / "page.html", found).read_text("utf-8")
+    assert "0 labels beat nine in ten labels of random directions" in page, "one half is not above one half"
+
+    few = build_catalogue(model, dictionary, texts, out=tmp_path / "few", llm_concepts=3, **options)
+    assert few.meta["placebo"]["num"] == 3, "the placebo is asked about as few"
+    page = write_catalogue_page(tmp_path / "few.html", few).read_text("utf-8")
+    worded = [entry for entry in few.entries if entry.scores.judge == "words"]
+    beaten = sum(entry.scores.value > few.meta["placebo"]["words"]["value_90"] for entry in worded)
+    assert len(worded) == NUM - 3 and beaten < len(worded) == sum(e.scores.value > 0.5 for e in worded)
+    assert f"{beaten} labels beat nine in ten" in page, "labels of words are held against labels of words"
+
+
+def test_a_concept_is_found_by_what_it_promotes(catalogue, tmp_path):
+    """Neither its texts nor its label hold the word."""
+    entries = list(catalogue.entries)
+    entries[3] = entries[3].model_copy(update={"promoted": (TokenEffect(token=" zanzibar", value=3.0),)})
+    (tmp_path / "copy").mkdir()
+    write_database(tmp_path / "copy" / "catalogue.sqlite", entries, meta=catalogue.meta)
+    hits = Catalogue.open(tmp_path / "copy").search("Zanzibar", num=3)
+    assert [hit.concept.id for hit in hits] == [entries[3].concept.id]
+    assert not catalogue.search("Zanzibar", num=3)

@@ -10,7 +10,7 @@ import torch
 from tests.inside.concepts.test_steering import PROMPTS, SITE, make_dictionary
 from tests.inside.conftest import make_model
 
-from fairlead.concepts import diff_answers, diff_texts, paired_changes
+from fairlead.concepts import diff_activations, diff_answers, diff_texts, paired_changes
 from fairlead.core.errors import ModelError
 from fairlead.core.records import Concept
 from fairlead.models import Model
@@ -132,3 +132,29 @@ def test_a_trait_that_fine_tuning_planted_is_named_and_amplified(tmp_path):
     assert any({"arr", "ahoy", "matey", "avast"} & {t.casefold() for t in c.concept.tokens} for c in risen), (
         risen
     )
+
+
+def test_the_difference_of_activations_shows_a_shift_that_encoding_both_does_not(
+    model, dictionary, concepts, rows
+):
+    """Moved against a latent: where it is silent before and after, no activation changes, but the activations do."""
+    hf = copy.deepcopy(model.hf)
+    with torch.no_grad():
+        old = hf.model.layers[1].mlp.down_proj
+        new = torch.nn.Linear(old.in_features, old.out_features, bias=True)
+        new.weight.copy_(old.weight)
+        new.bias.copy_(-0.8 * dictionary.decoder[PLANTED])
+        hf.model.layers[1].mlp.down_proj = new
+    moved = Model.wrap(hf.eval(), model.tokenizer, "moved")
+    found = diff_activations(model, moved, dictionary, concepts, rows)
+    best = found.concepts[0]
+    assert best.concept.id == f"c{PLANTED}" and best.q < 0.01 and best.high < 0
+    assert best.along == pytest.approx(-0.8, rel=1e-3) and best.cosine == pytest.approx(-1.0, abs=1e-3)
+    assert found.norm == pytest.approx(0.8, rel=1e-3) and 0.1 < found.chance < 0.6
+    read = next(
+        one for one in diff_texts(model, moved, dictionary, concepts, rows) if one.concept == best.concept
+    )
+    assert abs(read.change) < 0.5 * abs(best.along), "rectified, most of it cannot be seen"
+    twin = Model.wrap(copy.deepcopy(model.hf), model.tokenizer, "twin")
+    same = diff_activations(model, twin, dictionary, concepts, rows)
+    assert same.norm == 0 and all(one.along == 0 and one.q == 1 for one in same.concepts)

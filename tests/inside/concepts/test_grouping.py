@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from fairlead.concepts.grouping import correlation, group_latents, merge_groups
+from fairlead.concepts.grouping import check_room, correlation, group_latents, merge_groups, pair_distances
 from fairlead.concepts.labels import detect_words, make_label, score_label, shows_concept, split_words
+from fairlead.core.errors import ConfigError
 
 
 def themes(seed: int = 0, num: int = 400):
@@ -99,3 +100,22 @@ def test_label_score_tells_a_good_label_from_a_random_one():
 )
 def test_labels_read_well(tokens, share, label):
     assert make_label(tokens, share) == label
+
+
+def test_distances_made_in_blocks_are_those_of_the_dense_matrix():
+    profile = themes()
+    dense = np.clip(1 - correlation(profile), 0, 2)
+    first, second = np.triu_indices(18, 1)
+    np.testing.assert_allclose(pair_distances(profile, block=8), dense[first, second], atol=1e-12)
+
+
+def test_more_latents_than_memory_is_refused_with_the_way_out(monkeypatch):
+    monkeypatch.setattr("fairlead.concepts.grouping.free_bytes", lambda: 2**20)
+    with pytest.raises(ConfigError, match="--single"):
+        check_room(1000, 100)
+    check_room(100, 100)
+    monkeypatch.setattr("fairlead.concepts.grouping.free_bytes", lambda: None)
+    check_room(10**6, 100)
+    with pytest.raises(ConfigError, match="--single"):
+        monkeypatch.setattr("fairlead.concepts.grouping.free_bytes", lambda: 100)
+        group_latents(themes())

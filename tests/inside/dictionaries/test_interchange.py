@@ -188,3 +188,77 @@ def test_sparsify_is_not_given_thresholds_unasked(tmp_path):
     place = save_sparsify(found, tmp_path, k=4)
     assert place == tmp_path / "layers.2"
     assert (load_dictionary(place).encode(torch.randn(9, 16)) > 0).sum(-1).max() <= 4
+
+
+@pytest.fixture
+def goodfire(tmp_path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A state dict in the layout of huggingface.co/Goodfire/Llama-3.1-8B-Instruct-SAE-l19, made small."""
+    draws = torch.Generator().manual_seed(0)
+    encoder = torch.nn.Linear(16, 32)
+    decoder = torch.nn.Linear(32, 16)
+    state = {
+        **{f"encoder_linear.{name}": value for name, value in encoder.state_dict().items()},
+        **{f"decoder_linear.{name}": value for name, value in decoder.state_dict().items()},
+    }
+    state = {name: torch.randn(value.shape, generator=draws) for name, value in state.items()}
+    folder = tmp_path / "Llama-3.1-8B-Instruct-SAE-l19"
+    folder.mkdir()
+    torch.save(state, folder / "Llama-3.1-8B-Instruct-SAE-l19.pth")
+    return folder, state
+
+
+def test_goodfires_state_dict_gives_its_own_formula(goodfire, tmp_path, monkeypatch):
+    folder, state = goodfire
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, *, allow_patterns: str(folder))
+    x = torch.randn(7, 16, generator=torch.Generator().manual_seed(1))
+    acts = torch.relu(x @ state["encoder_linear.weight"].T + state["encoder_linear.bias"])
+    out = acts @ state["decoder_linear.weight"].T + state["decoder_linear.bias"]
+    file = folder / "Llama-3.1-8B-Instruct-SAE-l19.pth"
+    for place in (folder, file, "hf:Goodfire/Llama-3.1-8B-Instruct-SAE-l19"):
+        found = load_dictionary(place)
+        torch.testing.assert_close(found.encode(x), acts, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.reconstruct(x), out, atol=1e-4, rtol=1e-4)
+        assert str(found.site) == "layers.19.resid_post"
+        assert found.model_name == "meta-llama/Llama-3.1-8B-Instruct"
+    again = load_dictionary(found.save(tmp_path / "d"))
+    assert again.sha256 == found.sha256
+    shutil.copy(file, folder / "other.pt")
+    with pytest.raises(DictionaryError, match="name one of them"):
+        load_dictionary(folder)
+    shutil.copy(file, tmp_path / "nameless.pt")
+    with pytest.raises(DictionaryError, match="names no site"):
+        load_dictionary(tmp_path / "nameless.pt")
+
+
+class Harmful:
+    def __reduce__(self):
+        return (Path.touch, (Path("ran"),))
+
+
+def test_a_pickle_with_code_or_in_another_layout_is_refused_and_runs_nothing(goodfire, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, state = goodfire
+    cases = {
+        "code.pth": {**state, "extra": Harmful()},
+        "more.pth": {**state, "config": {"k": 32}},
+        "other.pth": {"encoder_linear.weight": torch.ones(32, 16), "decoder.weight": torch.ones(16, 32)},
+    }
+    for name, value in cases.items():
+        torch.save(value, tmp_path / name)
+        with pytest.raises(DictionaryError, match=r"pickle can run code.*weights_only"):
+            load_dictionary(tmp_path / name, site="layers.1.resid_post")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pickles_are_fetched_from_goodfire_alone(monkeypatch, tmp_path):
+    asked = []
+
+    def snapshot(repo, *, allow_patterns):
+        asked.append((repo, allow_patterns))
+        return str(tmp_path)
+
+    (tmp_path / "some.json").write_text("{}")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    hub.fetch_dictionary("hf:Goodfire/Llama-3.3-70B-Instruct-SAE-l50")
+    hub.fetch_dictionary("hf:someone/else")
+    assert "*.pt" in asked[0][1] and not any("pt" in pattern for pattern in asked[1][1])

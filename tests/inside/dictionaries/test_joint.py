@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import fairlead.dictionaries.training as training
-from fairlead.core.errors import DictionaryError
+from fairlead.activations import ActivationStore
+from fairlead.core.errors import ConfigError, DictionaryError
 from fairlead.data import iter_batches
 from fairlead.dictionaries import (
     Crosscoder,
@@ -22,6 +23,7 @@ from fairlead.dictionaries.crosscoder import site_norms
 from fairlead.dictionaries.joint import Place, harvest_joint
 from fairlead.dictionaries.kinds import StepState
 from fairlead.dictionaries.latent_scaling import latent_scaling
+from fairlead.studies.dictionaries import train_several
 
 from .planting import codes, noise, unit_rows
 
@@ -254,3 +256,46 @@ def test_a_crosscoder_over_layers_and_what_it_refuses(model, rows):
     assert str(found.direction_at(0, 1).site) == "layers.2.resid_post"
     with pytest.raises(DictionaryError, match="two sites or two models"):
         train_crosscoder(model, rows, sites=["layers.0.resid_post"], config=CONFIG)
+
+
+def test_transcoder_and_crosscoder_on_a_store_are_those_of_the_texts(
+    model, other_model, rows, tmp_path, monkeypatch
+):
+    sites = list(SITES.values())
+    store = ActivationStore.harvest(model, rows, sites, tmp_path, shard_tokens=60)
+    config = CONFIG.model_copy(update={"num_tokens": 500})
+    made = [
+        (
+            train_transcoder(model, data, **SITES, config=config),
+            train_crosscoder(model, data, sites=sites, config=config),
+        )
+        for data in (rows, store)
+    ]
+    for direct, stored in zip(*made, strict=True):
+        torch.testing.assert_close(stored.decoder, direct.decoder, atol=1e-4, rtol=1e-3)
+        assert stored.config["identity"] == direct.config["identity"]
+    monkeypatch.setattr(type(model), "capture", lambda *_, **__: pytest.fail("the store is read"))
+    train_transcoder(model, store, **SITES, config=config)
+    with pytest.raises(ConfigError, match="two models"):
+        train_crosscoder([model, other_model], store, sites=sites[:1], config=config)
+    with pytest.raises(ConfigError, match="holds"):
+        train_transcoder(model, store, site="layers.0.mlp_in", to_site="layers.0.mlp_out", config=config)
+
+
+@pytest.mark.parametrize("kind", ["transcoder", "crosscoder"])
+def test_several_processes_are_refused_before_anything_is_read(model, kind, tmp_path):
+    with pytest.raises(ConfigError, match="one process"):
+        train_several(
+            model,
+            "no such file",
+            out=tmp_path / "d",
+            kinds=[kind],
+            to_site=SITES["to_site"] if kind == "transcoder" else None,
+            together=True,
+        )
+
+
+def test_limits_on_a_store_are_refused(model, rows, tmp_path):
+    store = ActivationStore.harvest(model, rows, [SITES["site"]], tmp_path)
+    with pytest.raises(ConfigError, match="max-examples"):
+        train_several(model, str(store.folder), out=tmp_path / "d", max_examples=3)

@@ -152,3 +152,19 @@ def test_a_kind_trains_on_a_model_and_comes_back_from_its_files(kind, model, row
 def test_kinds_of_several_sites_are_not_trained_on_one(model, rows):
     with pytest.raises(DictionaryError, match="train_transcoder"):
         train_dictionary(model, rows, config=DictionaryConfig(kind="transcoder"))
+
+
+@pytest.mark.parametrize(
+    "kind", ["batch_topk", "topk", "matryoshka", "jumprelu", "block_sparse", "transcoder", "crosscoder"]
+)
+def test_a_steps_numbers_stay_on_the_device(kind):
+    """All but counts that the selection knows anyway are tensors, so that the trainer waits for them together."""
+    config = DictionaryConfig(kind=kind, d_dict=32, k=4, widths=(6, 6)).sized(12)
+    x = torch.randn(20, 12, generator=torch.Generator().manual_seed(0))
+    made = find_kind(kind)
+    params = made.start(x, config, torch.Generator().manual_seed(0))
+    found = made.step(params, x, config, StepState(0.0, torch.arange(32) // 2 % 5 == 0))
+    numbers = [found.loss, found.squared_error, found.variance]
+    if kind not in ("topk", "jumprelu"):  # topk's is sampled, jumprelu has thresholds of its own
+        numbers.append(found.least)
+    assert all(isinstance(number, torch.Tensor) and number.dim() == 0 for number in numbers), numbers

@@ -261,3 +261,54 @@ def test_harvested_rows_are_those_of_the_model(model, rows):
         next(iter_activations(model, [rows[row]], SITES[0], tokens="all")).acts[1:] for row in (first, second)
     ]
     torch.testing.assert_close(found, torch.cat(alone), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_the_last_chunk_holds_what_the_run_still_needs(model, rows, passes):
+    tokens = sum(len(row) - 1 for row in rows)
+    longest = max(len(row) for row in rows)
+    config = CONFIG.sized(32).model_copy(
+        update={
+            "num_tokens": tokens * 3 // 2,
+            "buffer_tokens": tokens,
+            "batch_tokens": 10,
+            "passes": passes,
+            "prefetch": False,
+        }
+    )
+    read: list[int] = []
+    batches = iter_training_batches(ModelSource(model, rows), SITES[:1], config, on_harvest=read.append)
+    seen = [next(batches)[SITES[0]].clone() for _ in range(config.num_steps)]
+    batches.close()
+    wanted = tokens if passes > 1 else config.num_steps * 10
+    assert wanted <= sum(read) <= wanted + longest + 10, "no more is read than is trained on"
+    late = iter_training_batches(ModelSource(model, rows), SITES[:1], config, skip_steps=config.num_steps - 3)
+    for expected in seen[-3:]:
+        torch.testing.assert_close(next(late)[SITES[0]], expected, atol=1e-5, rtol=1e-4)
+    late.close()
+
+
+def test_a_harvest_in_bfloat16_is_close_and_kept_in_the_models_dtype(model, rows):
+    low, high = (source.Buffer(SITES, sum(len(row) - 1 for row in rows)) for _ in range(2))
+    chunk = source.Chunk(0, tuple(range(len(rows))), low.capacity)
+    low.fill(ModelSource(model, rows, dtype="bfloat16"), chunk)
+    high.fill(ModelSource(model, rows), chunk)
+    for site in SITES:
+        assert low.acts[site].dtype == torch.float32
+        off = (low.acts[site] - high.acts[site]).norm() / high.acts[site].norm()
+        assert 0 < off < 0.02, f"{site}: relative difference {off:.4f}"
+    one, other = (
+        train_dictionary(model, rows, config=CONFIG.model_copy(update={"harvest_dtype": dtype}))
+        for dtype in ("model", "bfloat16")
+    )
+    assert other.metrics["fvu"] == pytest.approx(one.metrics["fvu"], rel=0.1)
+    assert other.config["identity"] != one.config["identity"], "other activations are another dictionary"
+
+
+def test_dictionaries_of_one_stream_agree_on_how_it_is_harvested(model, rows):
+    specs = [
+        DictionarySpec(dtype, SITES[0], CONFIG.model_copy(update={"harvest_dtype": dtype}))
+        for dtype in ("model", "bfloat16")
+    ]
+    with pytest.raises(ConfigError, match="harvest_dtype"):
+        train_dictionaries(model, rows, specs)
