@@ -30,6 +30,12 @@ Positive = Annotated[
     str | None,
     typer.Option(metavar="LABEL", help="For other labels: the one that the probe shall tell from the rest."),
 ]
+Tokens = Annotated[
+    bool,
+    typer.Option(
+        "--tokens", help="Read token by token, text outside the spans is negative (of personal data, say)."
+    ),
+]
 
 group = typer.Typer(
     help="Probes that read from activations whether a claim is made up (or any other label of a stretch of text).",
@@ -123,6 +129,7 @@ def probe_fit(
     ] = True,
     task: TaskName = "classify",
     positive: Positive = None,
+    tokens: Tokens = False,
     calibration: Annotated[str, typer.Option(help="auto, isotonic, platt, temperature, none.")] = "auto",
     seed: Seed = 0,
     dtype: Dtype = "float32",
@@ -162,6 +169,7 @@ def probe_fit(
             kinds=kind or ("linear",),
             task=task,  # type: ignore[arg-type]
             positive=positive,
+            tokens=tokens,
             config=settings,
             overwrite=overwrite,
         )
@@ -177,6 +185,7 @@ def probe_evaluate(
     *,
     task: TaskName = "classify",
     positive: Positive = None,
+    tokens: Tokens = False,
     any_model: Annotated[
         bool,
         typer.Option("--any-model", help="Read another model than the probe was fitted on (a trained one)."),
@@ -209,6 +218,7 @@ def probe_evaluate(
             out=folder,
             task=task,  # type: ignore[arg-type]
             positive=positive,
+            tokens=tokens,
             any_model=any_model,
             overwrite=overwrite,
         )

@@ -41,7 +41,12 @@ def reward_train(
     ] = None,
     verifier: Annotated[
         str | None,
-        typer.Option(help="Labels the monitors' answers: pocket (the pocket world's exact table)."),
+        typer.Option(
+            help="Labels the monitors' answers: pocket (the pocket world's exact table), table:FILE or llm:NAME with --evidence."
+        ),
+    ] = None,
+    evidence: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Texts for llm: a folder or a .jsonl with `text`.")
     ] = None,
     label: Annotated[
         str | None,
@@ -123,6 +128,7 @@ def reward_train(
             monitor=monitor,
             neutral=neutral,
             verifier=verifier,
+            evidence=evidence,
             label=label,
             out=folder,
             overwrite=overwrite,

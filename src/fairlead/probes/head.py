@@ -63,7 +63,8 @@ class Spans(NamedTuple):
         features: Per span `[token, feature]`, as read.
         labels: `[span]` bool.
         num_confidence: How many of the last columns are confidence.
-        num_carried: How many of these are carried over from the token before (0 on a span's first token).
+        num_carried: How many of these are carried over from the token before and masked on a span's first token; 0 where tokens are read
+            one by one.
         groups: `[span]`, the entity of each.
     """
 
