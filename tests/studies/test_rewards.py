@@ -82,6 +82,12 @@ def test_a_probe_of_something_wanted_and_practice_on_its_own_people_are_told(mic
     probe.seen = (key_of("person 1"), key_of("person 2"))
     run = fl.train_rewards(micro.model, asked, out=tmp_path / "x", label="right", **common)
     assert any("2 of 8 questions are about entities whose labels" in note for note in run.notes)
+    rest = fl.train_rewards(micro.model, asked, out=tmp_path / "y", label="right", unseen=True, **common)
+    assert rest.notes == (), "the two people are left out"
+    assert (
+        json.loads((tmp_path / "y" / "run.json").read_text())["inputs"]["data"]
+        != json.loads((tmp_path / "x" / "run.json").read_text())["inputs"]["data"]
+    )
 
 
 def test_verifiers_of_both_kinds_label_what_the_splitter_finds(tmp_path, monkeypatch):

@@ -73,6 +73,10 @@ def reward_train(
             metavar="NAME", help="What the probe tells, where it is unwanted but not called 'unsupported'."
         ),
     ] = None,
+    unseen: Annotated[
+        bool,
+        typer.Option("--unseen", help="Leave out questions about entities whose labels the probe has seen."),
+    ] = False,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 150,
     groups: Annotated[int, typer.Option(min=1, help="Questions a step (of each process).")] = 8,
     group_size: Annotated[int, typer.Option(min=2, help="Rollouts of a question.")] = 8,
@@ -152,6 +156,7 @@ def reward_train(
             verifier=verifier,
             evidence=evidence,
             label=label,
+            unseen=unseen,
             out=folder,
             overwrite=overwrite,
             steps=steps,

@@ -52,6 +52,7 @@ def train_rewards(
     evidence: str | Path | None = None,
     fresh: FreshProbe | None = None,
     label: str | None = None,
+    unseen: bool = False,
     config: RewardConfig | None = None,
     resume: bool = True,
     overwrite: bool = False,
@@ -75,6 +76,7 @@ def train_rewards(
         evidence: Texts for "llm".
         fresh: Fits a fresh probe for the monitors; one of the probe's own kind where None.
         label: What the probe tells, where it is unwanted but not called "unsupported".
+        unseen: Leave out questions about entities whose labels the probe has seen.
         config: All settings at once.
         resume: Continue an unfinished run of the same settings.
         overwrite: Replace a finished run.
@@ -95,6 +97,8 @@ def train_rewards(
     asked = None if monitor is None else as_questions(monitor)[0]
     found = RewardConfig.make({**(config.model_dump() if config is not None else {}), **settings})
     readout, probe_name, probe_hash = as_readout(probe, model, label=label)
+    if unseen:
+        questions = [question for question in questions if not num_seen((question.entity,), readout)]
     notes = _notes(questions, readout)
     rows = as_neutral(neutral)
     encoded = encode(rows, model.tokenizer, max_length=model.max_length, on_long="drop") if rows else []
@@ -146,7 +150,7 @@ def _notes(questions: Sequence[Question], readout: SpanReadout) -> tuple[str, ..
         return ()
     note = (
         f"{num:,} of {len(questions):,} questions are about entities whose labels fitted or calibrated the probe, where it is surer than "
-        "elsewhere. Practise on others to see what the probe can teach."
+        "elsewhere. Leave them out to see what the probe can teach (--unseen)."
     )
     say(f"note: {note}")
     return (note,)
