@@ -135,6 +135,10 @@ def test_save_and_load_give_the_same_scores(tmp_path, pocket, fitted, read):
     about = json.loads((tmp_path / "probe" / "probe.json").read_text("utf-8"))
     assert about["sites"] == [SITE, "embed", "layers.5.resid_post"] and about["data_sha256"]
     assert again.metrics == fitted.probe.metrics
+    assert again.seen == fitted.probe.seen and len(again.seen) > 20
+    del about["seen"]  # a probe of before entities were kept
+    (tmp_path / "probe" / "probe.json").write_text(json.dumps(about), "utf-8")
+    assert load_span_probe(tmp_path / "probe", model=pocket).seen == ()
 
 
 def test_a_probe_of_another_model_is_an_error(tmp_path, pocket, fitted):
