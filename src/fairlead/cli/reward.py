@@ -64,6 +64,13 @@ def reward_train(
             help="Labels the monitors' answers: pocket (the pocket world's exact table), table:FILE or llm:NAME with --evidence."
         ),
     ] = None,
+    splitter: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Probe that finds claims (probe fit --task localise); every stating sentence is one otherwise.",
+        ),
+    ] = None,
     evidence: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Texts for llm: a folder or a .jsonl with `text`.")
     ] = None,
@@ -155,6 +162,7 @@ def reward_train(
             neutral=neutral,
             verifier=verifier,
             evidence=evidence,
+            **({"splitter": splitter} if splitter else {}),
             label=label,
             unseen=unseen,
             out=folder,

@@ -47,7 +47,7 @@ def train_rewards(
     out: str | Path,
     monitor: QuestionsLike | None = None,
     neutral: ChatData | Sequence[Row] | str | Path | None = None,
-    splitter: Splitter = split_sentences,
+    splitter: Splitter | str | Path = split_sentences,
     verifier: Verifier | ClaimVerifier | str | None = None,
     evidence: str | Path | None = None,
     fresh: FreshProbe | None = None,
@@ -71,7 +71,7 @@ def train_rewards(
         out: Run folder.
         monitor: Questions that the monitors ask; the first of `data` where None.
         neutral: Neutral rows, on which the general loss is measured; none where None.
-        splitter: Finds the claims of an answer; each stating sentence by default.
+        splitter: Finds the claims of an answer; each stating sentence by default. The folder of a `localise` probe will do.
         verifier: Labels claims for the spot checks; "pocket" for the pocket world's, "table:FILE" or "llm:NAME" (see `as_verifier`).
         evidence: Texts for "llm".
         fresh: Fits a fresh probe for the monitors; one of the probe's own kind where None.
@@ -91,8 +91,9 @@ def train_rewards(
     from fairlead.models import load_model
 
     join()
-    check = as_verifier(verifier, splitter=splitter, evidence=evidence)
     model = load_model(model) if isinstance(model, str | Path) else model
+    splitter = as_splitter(splitter, model)
+    check = as_verifier(verifier, splitter=splitter, evidence=evidence)
     questions, source = as_questions(data)
     asked = None if monitor is None else as_questions(monitor)[0]
     found = RewardConfig.make({**(config.model_dump() if config is not None else {}), **settings})
@@ -202,6 +203,21 @@ def as_readout(
     if callable(check):
         check(model)
     return probe, name, digest
+
+
+def as_splitter(splitter: Splitter | str | Path, model: Model) -> Splitter:
+    """A splitter as it is, or one that asks the `localise` probe in a folder.
+
+    Raises:
+        ConfigError: No probe there, or one that tells something else.
+        ModelError: It reads another model.
+    """
+    if not isinstance(splitter, str | Path):
+        return splitter
+    from fairlead.probes.claims import ProbeSplitter
+
+    found = ProbeSplitter(model, load_span_probe(splitter, model=model))
+    return lambda question, response: found.claims(question.messages, response)
 
 
 def as_verifier(
