@@ -48,7 +48,7 @@ from fairlead.organisms import World
 from fairlead.probes import SpanProbe
 from fairlead.reports import save_svg, scatter_svg
 from fairlead.studies.pocket_claims import pocket_verifier
-from fairlead.training.rewards import Look, RewardConfig, fit_rewards
+from fairlead.training.rewards import Look, RewardConfig, StopRule, fit_rewards
 
 ROOT = Path(__file__).resolve().parents[1]
 KLS, WEIGHTS = (0.0, 0.05, 0.5), (1.0, 4.0)
@@ -123,7 +123,7 @@ def settings(one: Cell, seed: int, steps: int) -> RewardConfig:
             "monitor_prompts": 96,
             "spot_checks": 96,
             "checkpoint_every": 0,
-            "stop": {"max_kl": None, "max_gap": None, "min_claims": None, "max_neutral_loss": None},
+            "stop": dict.fromkeys(StopRule.model_fields),
             "seed": seed,
         }
     )

@@ -6,13 +6,19 @@ labels each claim; people (not claims) are split into fit, calibration and test.
 the same probe fitted on labels dealt out anew; `activations only` shows what activations tell without the model's own confidence.
 
     python -m benchmarks.probes --seeds 3 --out runs/probes --publish probes
+
+Other arms (`--arms`) are measured apart and published as `NAME_arms`: `lora` (on the plain set, beside the attention head that it starts
+from), and the tasks `localise`, `correct` and `retract` with an attention probe, on answers with a wish to check (and all other ways for
+`localise`):
+
+    python -m benchmarks.probes --arms lora localise correct retract --seeds 3 --out runs/probes --publish probes
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,7 +28,8 @@ from fairlead.core.run import read_json, write_json
 from fairlead.models import Model, load_model
 from fairlead.probes import SpanProbeConfig, examples_of
 from fairlead.probes.evaluating import evaluate
-from fairlead.probes.fitting import fit_on
+from fairlead.probes.examples import Task
+from fairlead.probes.fitting import LORA, fit_on, fit_with
 from fairlead.probes.harvesting import harvest
 from fairlead.probes.reading import make_reading
 from fairlead.studies.claims import WAYS, pocket_claims
@@ -32,6 +39,31 @@ KINDS = ("linear", "mean_difference", "attention", "span_max")
 SITE = "layers.3.resid_post"
 REFERENCE = "attention"  # what the baselines are held against
 BASELINES = ("entropy", "max_softmax", "surprisal", "text_only", "exposures", "shuffled")
+
+
+class Arm(NamedTuple):
+    """What an arm asks of the model, and what it fits."""
+
+    task: Task
+    kind: str
+    ways: tuple[str, ...]
+    draws: int = 1
+
+
+ARMS = {
+    LORA: Arm("classify", LORA, SETS["plain"]),
+    "localise": Arm("localise", "attention", tuple(WAYS)),
+    "correct": Arm("correct", "attention", ("check",), 4),
+    "retract": Arm("retract", "attention", ("check",), 4),
+}
+ARM_BASELINES = ("surprisal", "entropy", "text_only", "shuffled")
+ARM_COLUMNS = (
+    ("auroc", "AUROC"),
+    ("without", "without adapters"),
+    ("ece", "calibration error"),
+    *((name, f"baseline: {name.replace('_', ' ')}") for name in ARM_BASELINES),
+    ("num", "test examples"),
+)
 COLUMNS = (
     ("auroc", "AUROC, plain answers"),
     ("greedy", "greedy only"),
@@ -72,6 +104,42 @@ def measure_seed(model: Model, seed: int, *, draws: int, share: float) -> dict[s
     return found
 
 
+def measure_arm(model: Model, arm: str, seed: int, *, draws: int, share: float) -> dict[str, Any]:
+    """Record of LoRA or of a task, for one seed."""
+    ways, draws, task = ARMS[arm].ways, max(draws, ARMS[arm].draws), ARMS[arm].task
+    answers = pocket_claims(model, ways=ways, draws=draws, share=share, seed=seed)
+    if task == "localise":
+        answers = answers[::8]  # every token is an example
+    examples = examples_of(answers, task)
+    reading = make_reading(model, (SITE,), confidence=True)
+    config = SpanProbeConfig.make(
+        sites=(SITE,), seed=seed, kind=ARMS[arm].kind, adds="confidence" if task == "classify" else "all"
+    )
+    full = harvest(model, examples, reading)
+    fitted = fit_with(model, examples, full, name=arm, config=config)
+    with fitted.probe.attached(model):
+        read = harvest(model, examples, reading) if fitted.probe.adapters else full
+    record = evaluate(fitted, read, examples, num_resamples=200).record
+    if arm == LORA:
+        record["auroc_without"] = fitted.probe.details["auroc_without"]
+        record["adapted"] = fitted.probe.details["adapted"]
+    say(f"seed {seed} {arm}: {record['auroc']:.3f}")
+    return record
+
+
+def arm_rows(arms: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A row an arm, the baselines in columns."""
+    rows = []
+    for arm, records in arms.items():
+        values = {key: [r[key] for r in records] for key in ("auroc", "ece", "num")}
+        if arm == LORA:
+            values["without"] = [r["auroc_without"] for r in records]
+        for name in ARM_BASELINES:
+            values[name] = [r["baselines"][name]["auroc"] for r in records if name in r["baselines"]]
+        rows.append(_row(f"{arm} ({ARMS[arm].kind} probe)", values))
+    return rows
+
+
 def rows_of(seeds: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row a kind, then a row a baseline."""
     rows = []
@@ -107,6 +175,34 @@ def _row(title: str, values: dict[str, list[float]], *, bold: bool = False) -> d
     return {"title": title, "cells": cells, "values": values, "bold": bold}
 
 
+def run_arms(model: Model, given: argparse.Namespace) -> None:
+    """Measure arms, seed by seed (finished ones are kept), and publish."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for seed in range(given.seeds):
+        for arm in given.arms:
+            path = given.out / f"seed{seed}-{arm}.json"
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, measure_arm(model, arm, seed, draws=given.draws, share=given.share))
+            arms.setdefault(arm, []).append(read_json(path))
+    rows = arm_rows(arms)
+    for row in rows:
+        print(row["title"], row["cells"])
+    if given.publish:
+        write_table(
+            f"{given.publish}_arms",
+            title="LoRA, and the other tasks of the trainer",
+            model="organism:pocket",
+            command=f"python -m benchmarks.probes --arms {' '.join(given.arms)} --seeds {given.seeds} --publish {given.publish}",
+            columns=ARM_COLUMNS,
+            rows=rows,
+            notes=(
+                f"Mean and 95 % t interval over {given.seeds} seeds, on people that the probes have not seen. Text-only baselines of "
+                "`localise` see the whole stretch between two cuts, not one token: they know where it ends.",
+            ),
+        )
+
+
 def main() -> None:
     """Measure, seed by seed (finished seeds are kept), and publish."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -114,10 +210,13 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--out", type=Path, default=Path("runs/probes"))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="measure these, and nothing else")
     parser.add_argument("--publish")
     given = parser.parse_args()
     torch.set_num_threads(1)
     model = load_model("organism:pocket")
+    if given.arms:
+        return run_arms(model, given)
     seeds = []
     for seed in range(given.seeds):
         path = given.out / f"seed{seed}.json"

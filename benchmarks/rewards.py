@@ -42,7 +42,7 @@ from fairlead.probes import SpanProbe, examples_of, fit_span_probe, load_span_pr
 from fairlead.studies.claims import pocket_claims
 from fairlead.studies.pocket_claims import fact_questions, is_heldout, pocket_verifier
 from fairlead.studies.rewards import train_rewards
-from fairlead.training.rewards import Question, Text, load_reward_run, read_claims
+from fairlead.training.rewards import Question, StopRule, Text, load_reward_run, read_claims
 from fairlead.training.rewards.table import has_abstained
 
 NUM_FACTS = 48
@@ -58,7 +58,7 @@ COMMON: dict[str, Any] = {
     "monitor_prompts": 64,
     "monitor_every": 20,
     "checkpoint_every": 20,
-    "stop": {"max_kl": None, "max_gap": None, "max_neutral_loss": None},
+    "stop": {name: None for name in StopRule.model_fields if name != "min_claims"},
 }
 ARMS: dict[str, dict[str, Any]] = {
     "interventions": {

@@ -192,3 +192,74 @@ def test_the_reference_page_is_up_to_date():
     check = [sys.executable, str(ROOT / "scripts" / "cli_reference.py"), "--check"]
     answer = subprocess.run(check, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
+
+
+@pytest.fixture
+def called(monkeypatch, tmp_path):
+    """Runs a command with a settings file up to its study, which only notes what it is given."""
+    seen = {}
+
+    class Enough(Exception):
+        pass
+
+    def note(*args, **settings):
+        seen.update(settings)
+        raise Enough
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fairlead.models.load_model", lambda *args, **kwargs: None)
+    monkeypatch.setattr("fairlead.studies.probes.fit_probes", note)
+    monkeypatch.setattr("fairlead.studies.rewards.train_rewards", note)
+
+    def call(text: str, *words: str) -> dict:
+        Path("settings.toml").write_text(text)
+        with pytest.raises(Enough):
+            run([*words, "--config", "settings.toml"])
+        return seen
+
+    return call
+
+
+def test_a_settings_file_fills_the_whole_config_of_a_probe(called, capsys):
+    words = ["probe", "fit", "organism:pocket", "claims.jsonl"]
+    assert called('kind = "lora"', *words)["kinds"] == ["lora"]
+    seen = called('rank = 3\nheads = 2\nsites = ["embed"]\nseed = 4\n[probe.fit]\ntest_share = 0.4', *words)
+    config = seen["config"]
+    assert (config.rank, config.heads, config.sites, config.seed, config.test_share) == (
+        3,
+        2,
+        ("embed",),
+        4,
+        0.4,
+    )
+    assert called("seed = 4", *words, "--seed", "5")["config"].seed == 5
+    Path("settings.toml").write_text("rank = 0")
+    assert run([*words, "--config", "settings.toml"]) == 2
+    assert "SpanProbeConfig.rank" in capsys.readouterr().err
+    Path("settings.toml").write_text("ranks = 2")
+    assert run([*words, "--config", "settings.toml"]) == 2
+    assert "'ranks' is not a setting of `fairlead probe fit`" in capsys.readouterr().err
+
+
+def test_a_settings_file_fills_the_whole_config_of_a_reward_training(called):
+    words = ["reward", "train", "organism:pocket", "q.jsonl", "--probe", "p"]
+    text = """
+defences = ["Yes, {claim}"]
+checkpoint_every = 7
+intervention_share = 0.25
+hints = ["I do not know."]
+[stop]
+max_kl = 2.0
+[reward.train.table]
+correct_from = 0.9
+mix_target = 0.3
+"""
+    seen = called(text, *words)
+    assert seen["defences"] == ["Yes, {claim}"] and seen["checkpoint_every"] == 7
+    assert seen["intervention_share"] == 0.25 and seen["hints"] == ("I do not know.",)
+    assert seen["stop"] == {"max_kl": 2.0}
+    assert seen["table"] == {"correct_from": 0.9, "mix_target": 0.3}
+    asked = called(text, *words, "--mix", "0", "--interventions", "1")
+    assert asked["intervention_share"] == 1.0, "the command line wins"
+    assert asked["table"] == {"correct_from": 0.9, "mix_target": None, "retract_lambda": 0.5}
+    assert called("", *words)["table"] == {"mix_target": 0.6}

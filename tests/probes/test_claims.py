@@ -11,6 +11,7 @@ from fairlead.core.errors import DataError
 from fairlead.llm import ScriptedModel
 from fairlead.probes import examples_of
 from fairlead.probes.claims import (
+    Cost,
     Evidence,
     EvidenceVerifier,
     HumanVerifier,
@@ -20,9 +21,11 @@ from fairlead.probes.claims import (
     read_sheet,
     split_claims,
     split_sentences,
+    splitter,
     write_sheet,
 )
 from fairlead.probes.labelled import load_answers, load_claims, load_examples, save_claims
+from fairlead.studies.verifying import claims_of
 
 TEXT = "Ada Lovelace was born in 1815. She wrote notes on the engine. She was born in 1815."
 ANSWER = ClaimedAnswer(id="a", messages=({"role": "user", "content": "Who?"},), response=TEXT)
@@ -80,6 +83,27 @@ def test_two_passes_must_agree_and_the_cost_is_counted():
     assert verifier.cost.tokens > 100
 
 
+def test_the_calls_that_split_are_counted(tmp_path, monkeypatch):
+    split = ScriptedModel([{"claims": ["Ada Lovelace was born in 1815."], "entity": "Ada Lovelace"}])
+    cost = Cost()
+    found = splitter(split, cost=cost)(ANSWER)
+    assert (cost.calls, cost.claims) == (1, len(found.answer.claims)) and cost.tokens > 50
+    save_claims([ANSWER.model_copy(update={"claims": ()})], tmp_path / "answers.jsonl")
+    (tmp_path / "table.jsonl").write_text(
+        '{"claim": "Ada Lovelace was born in 1815", "label": "supported"}\n'
+    )
+    again = ScriptedModel([{"claims": ["Ada Lovelace was born in 1815."], "entity": ""}])
+    monkeypatch.setattr("fairlead.studies.verifying.connect", lambda name: again)
+    facts = claims_of(
+        tmp_path / "answers.jsonl",
+        out=tmp_path / "run",
+        split="x",
+        verify=f"table:{tmp_path / 'table.jsonl'}",
+    )
+    assert facts["labels"] == {"supported": 1}
+    assert facts["cost"]["splitting"]["calls"] == 1 and facts["cost"]["splitting"]["tokens"] > 50
+
+
 def test_a_claim_without_evidence_costs_no_call():
     verifier = EvidenceVerifier(ScriptedModel([]), EVIDENCE)
     answer = ClaimedAnswer(id="b", messages=(), response="Quokkas juggle.")
@@ -94,6 +118,12 @@ def test_the_second_pass_sees_the_passages_in_reverse():
     first, second = (call.messages[-1]["content"] for call in llm.calls)
     assert first.index("born in London") < first.index("analytical engine")
     assert second.index("analytical engine") < second.index("born in London")
+    alone = ScriptedModel([{"label": "supported", "passage": 1}] * 2)
+    EvidenceVerifier(alone, EVIDENCE, num_passages=1).verify(ANSWER.model_copy(update={"claims": claims}))
+    one, two = (call.messages[-1]["content"] for call in alone.calls)
+    assert one.count("<passage") == two.count("<passage") and one != two, (
+        "one passage is asked about in other words"
+    )
     assert checked.claims[0].note.startswith("engine.txt"), "passages are numbered as the first pass saw them"
 
 

@@ -16,12 +16,14 @@ from fairlead.data import collate
 from fairlead.data.template import encode_prompt
 from fairlead.guard import Guard
 from fairlead.models.adapters import make_adapters
-from fairlead.probes import SpanProbeConfig, encode_answers, load_span_probe
+from fairlead.probes import SpanProbeConfig, encode_answers, examples_of, load_span_probe
 from fairlead.probes.baselines import compare_auroc, confidence_baselines, ledger_baseline, shuffled_baseline
 from fairlead.probes.evaluating import evaluate
 from fairlead.probes.fitting import fit_on, split
+from fairlead.probes.harvesting import harvest
 from fairlead.probes.kinds import kind_names
 from fairlead.probes.parts import part_of
+from fairlead.probes.reading import make_reading
 from fairlead.training.rewards import Text, read_claims
 
 SITE = "layers.3.resid_post"
@@ -133,6 +135,10 @@ def test_save_and_load_give_the_same_scores(tmp_path, pocket, fitted, read):
     about = json.loads((tmp_path / "probe" / "probe.json").read_text("utf-8"))
     assert about["sites"] == [SITE, "embed", "layers.5.resid_post"] and about["data_sha256"]
     assert again.metrics == fitted.probe.metrics
+    assert again.seen == fitted.probe.seen and len(again.seen) > 20
+    del about["seen"]  # a probe of before entities were kept
+    (tmp_path / "probe" / "probe.json").write_text(json.dumps(about), "utf-8")
+    assert load_span_probe(tmp_path / "probe", model=pocket).seen == ()
 
 
 def test_a_probe_of_another_model_is_an_error(tmp_path, pocket, fitted):
@@ -231,3 +237,29 @@ def claims_of(example):
     return tuple(
         ClaimSpan(start=s.start, end=s.end, text=example.response[s.start : s.end]) for s in example.stretches
     )
+
+
+def test_a_token_that_is_read_alone_keeps_what_is_carried_over_to_it(pocket, answers):
+    """Localise: with surprisal and the confidence before it, not with a mask in their place."""
+    later = [  # claims that begin after some of the sentence
+        a.model_copy(update={"claims": (a.claims[0].model_copy(update={"start": a.claims[0].end - 4}),)})
+        for a in answers[:60]
+        if a.claims and len(a.claims[0].text) > 8
+    ]
+    examples = examples_of(later, "localise")
+    read = harvest(pocket, examples, make_reading(pocket, (SITE,), confidence=True))
+    assert read.spans.num_carried == 0 and read.spans.num_confidence == 6
+    head = fit_on(
+        read,
+        examples,
+        model=pocket,
+        name="claim",
+        config=SpanProbeConfig.make(sites=(SITE,), adds="all"),
+    ).probe.head
+    token = read.spans.features[5][None]
+    other = token.clone()
+    other[..., -3] += 5.0
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    assert head.span_logits(token, mask) != head.span_logits(other, mask), "surprisal counts"
+    names = [b.name for b in confidence_baselines(read, list(range(50)), [50])]
+    assert names == ["surprisal", "entropy", "max_softmax"]

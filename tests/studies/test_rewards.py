@@ -14,6 +14,7 @@ from fairlead.organisms import World
 from fairlead.probes.seen import key_of
 from fairlead.reports import reward_pictures, write_rewards
 from fairlead.studies.pocket_claims import fact_questions, is_heldout, pocket_verifier
+from fairlead.studies.rewards import as_verifier
 from fairlead.training.rewards import Question, load_reward_run
 
 
@@ -81,6 +82,34 @@ def test_a_probe_of_something_wanted_and_practice_on_its_own_people_are_told(mic
     probe.seen = (key_of("person 1"), key_of("person 2"))
     run = fl.train_rewards(micro.model, asked, out=tmp_path / "x", label="right", **common)
     assert any("2 of 8 questions are about entities whose labels" in note for note in run.notes)
+    rest = fl.train_rewards(micro.model, asked, out=tmp_path / "y", label="right", unseen=True, **common)
+    assert rest.notes == (), "the two people are left out"
+    assert (
+        json.loads((tmp_path / "y" / "run.json").read_text())["inputs"]["data"]
+        != json.loads((tmp_path / "x" / "run.json").read_text())["inputs"]["data"]
+    )
+
+
+def test_verifiers_of_both_kinds_label_what_the_splitter_finds(tmp_path, monkeypatch):
+    from fairlead.llm import ScriptedModel
+
+    asked = Question("q", ({"role": "user", "content": "Who was Ada?"},), "Ada")
+    said = "Ada was a poet. Ada knew Babbage."
+    table = tmp_path / "table.jsonl"
+    table.write_text('{"claim": "Ada knew Babbage.", "label": "supported"}\n')
+    verify = as_verifier(f"table:{table}")
+    assert [(c.text, c.label) for c in verify(asked, said)] == [
+        ("Ada was a poet.", "insufficient"), ("Ada knew Babbage.", "supported"),
+    ]  # fmt: skip
+    (tmp_path / "ada.txt").write_text("Ada knew Babbage and wrote notes.")
+    llm = ScriptedModel([{"label": "contradicted"}, {"label": "contradicted"}] * 2)
+    monkeypatch.setattr("fairlead.studies.verifying.connect", lambda name: llm)
+    with pytest.raises(ConfigError, match="--evidence"):
+        as_verifier("llm:x")
+    assert [c.label for c in as_verifier("llm:x", evidence=tmp_path / "ada.txt")(asked, said)] == [
+        "contradicted"
+    ] * 2
+    assert as_verifier(label) is label and as_verifier(None) is None
 
 
 def test_data_sets_become_questions_and_texts_do_not(micro):

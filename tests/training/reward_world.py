@@ -6,7 +6,7 @@ import torch
 
 from fairlead.core.claims import ClaimSpan
 from fairlead.core.site import Site
-from fairlead.training.rewards import Question, RewardConfig, fit_rewards
+from fairlead.training.rewards import Question, RewardConfig, StopRule, fit_rewards
 
 SETTINGS = {
     "steps": 6,
@@ -18,7 +18,7 @@ SETTINGS = {
     "monitor_every": 3,
     "monitor_prompts": 6,
     "checkpoint_every": 0,
-    "stop": {"max_kl": None, "max_gap": None, "min_claims": None, "max_neutral_loss": None},
+    "stop": dict.fromkeys(StopRule.model_fields),
 }
 
 

@@ -16,9 +16,10 @@ from fairlead.models import load_model
 from fairlead.training.rewards import Monitor, Question, Text, read_claims
 from fairlead.training.rewards.fit import STEPS_FILE, spread, weights_sha256
 from fairlead.training.rewards.grpo import grpo_config
-from fairlead.training.rewards.monitors import Look, why_stop
+from fairlead.training.rewards.monitors import Look
 from fairlead.training.rewards.reading import lay_out
 from fairlead.training.rewards.rollout import Rollouts
+from fairlead.training.rewards.stopping import WINDOW, why_stop, why_stop_now
 from fairlead.training.student import as_model
 
 PLAIN = {"intervention_share": 0.0, "checkpoint_every": 0}
@@ -178,16 +179,46 @@ def test_frozen_and_student_scores_part_where_only_the_student_moves(micro):
 def test_each_stop_rule_gives_its_reason():
     rule = settings(stop={}).stop
     first = Look(
-        step=0, frozen_score=0.6, student_score=0.6, kl=0, entropy=1, claims=1, abstained=0, neutral_loss=1.0
-    )
+        step=0, frozen_score=0.6, student_score=0.6, kl=0, entropy=1, claims=1, abstained=0, neutral_loss=1.0,
+        unsupported=0.5, right_answers=0.4, fresh_auroc=0.8,
+    )  # fmt: skip
     assert why_stop(first, first, rule) is None
     for change, reason in (
         ({"kl": 2.0}, "nats per token from the start"),
         ({"claims": 0.01}, "claims per answer fell"),
         ({"student_score": 0.1}, "part by 0.50"),
         ({"neutral_loss": 1.5}, "neutral text rose by 50%"),
+        ({"unsupported": 0.7}, "verifier supports fewer claims: 70% are not, 50% at the start"),
+        ({"right_answers": 0.1}, "right answers fell from 40% to 10%"),
+        ({"fresh_auroc": 0.5}, "a fresh probe reads the student 0.30 worse"),
     ):
-        assert reason in why_stop(first.model_copy(update=change), first, rule)
+        changed = first.model_copy(update=change)
+        assert reason in why_stop(changed, first, rule)
+        off = rule.model_copy(update=dict.fromkeys(type(rule).model_fields))
+        assert why_stop(changed, first, off) is None
+    unmeasured = first.model_copy(update={"unsupported": None, "right_answers": None, "fresh_auroc": None})
+    assert why_stop(unmeasured, first, rule) is None and why_stop(first, unmeasured, rule) is None
+
+
+def test_cheap_rules_hold_at_every_step_over_a_few_of_them():
+    rule = settings(stop={}).stop
+    assert why_stop_now([0.1] * 20, [1.0] * 20, rule) is None
+    assert why_stop_now([0.1] * 19 + [4.0], [1.0] * 20, rule) is None, "one noisy step is no drift"
+    assert "rollouts are 1.50 nats" in why_stop_now([0.1] * 15 + [1.5] * WINDOW, [1.0] * 20, rule)
+    assert why_stop_now([None] * 20, [1.0] * 20, rule) is None
+    fallen = [1.0] * 15 + [0.05] * WINDOW
+    assert "claims per plain answer fell from 1.00 to 0.05" in why_stop_now([0.1] * 20, fallen, rule)
+    assert why_stop_now([0.1] * 20, [None] * 20, rule) is None, "interventions alone tell nothing of it"
+    assert why_stop_now([0.1] * 9, [1.0] * 4 + [0.0] * 5, rule) is None, "a start of five steps comes first"
+
+
+def test_a_training_stops_between_looks_and_is_looked_at_then(micro, tmp_path):
+    readout = DoubtOf(micro.model, usual_word(micro.model))
+    found = run(
+        micro.model, readout, tmp_path / "run", steps=20, kl=0.001, stop={"max_kl": 1e-6}, monitor_every=0
+    )
+    assert "nats per token from the start" in found.stopped and len(found.steps) == WINDOW
+    assert [look.step for look in found.looks] == [0, WINDOW], "the end is looked at wherever it is"
 
 
 def test_a_stop_rule_ends_the_training_and_says_why(micro, tmp_path):

@@ -1,4 +1,4 @@
-"""Training by rewards in two processes: each asks its own questions, the controller is one, the first writes."""
+"""Training by rewards under `accelerate launch`, two processes: each asks its own questions, the controller is one, the first writes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def test_two_processes_share_one_training(micro, tmp_path):
     script.write_text(SCRIPT)
     place = Path(__file__).with_name("reward_world.py")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script),
+        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+         "--main_process_port", "0", str(script),
          str(tmp_path / "two"), str(micro.folder), word, str(place)],
         capture_output=True, text=True, timeout=500, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip

@@ -7,7 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from fairlead.cli.options import AsJson, ConfigFile, Device, Dtype, ModelName, Out, Overwrite, Seed
+from fairlead.cli.options import (
+    FIELDS,
+    AsJson,
+    ConfigFile,
+    Device,
+    Dtype,
+    ModelName,
+    Out,
+    Overwrite,
+    Seed,
+    config_file_of,
+)
 from fairlead.cli.output import finish, run_folder, working
 
 PANEL = "Making things up"
@@ -30,6 +41,13 @@ Positive = Annotated[
     str | None,
     typer.Option(metavar="LABEL", help="For other labels: the one that the probe shall tell from the rest."),
 ]
+Tokens = Annotated[
+    bool,
+    typer.Option(
+        "--tokens", help="Read token by token, text outside the spans is negative (of personal data, say)."
+    ),
+]
+FitConfigFile = Annotated[Path | None, config_file_of("fairlead.probes.head:SpanProbeConfig", sites="site")]
 
 group = typer.Typer(
     help="Probes that read from activations whether a claim is made up (or any other label of a stretch of text).",
@@ -103,6 +121,7 @@ def probe_claims(
 
 @group.command("fit")
 def probe_fit(
+    context: typer.Context,
     model: ModelName,
     data: LabelledData,
     *,
@@ -129,6 +148,7 @@ def probe_fit(
             help="Folder that `dict harvest` wrote for these texts at the probe's sites: read in place of the model's passes."
         ),
     ] = None,
+    tokens: Tokens = False,
     calibration: Annotated[str, typer.Option(help="auto, isotonic, platt, temperature, none.")] = "auto",
     seed: Seed = 0,
     dtype: Dtype = "float32",
@@ -136,11 +156,12 @@ def probe_fit(
     out: Out = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
-    config: ConfigFile = None,
+    config: FitConfigFile = None,
 ) -> None:
     """Fit probes on labelled texts, calibrate them, and measure them beside every baseline on entities they have not seen.
 
-    The run folder holds the best probe, `evaluation.json`, `scored.json` and the page `probe.html`.
+    The run folder holds the best probe, `evaluation.json`, `scored.json` and the page `probe.html`. What is no option here (rank, kl, ramp,
+    heads, epochs, shares, ...) is set by `--config FILE`.
 
     JSON: `probe` (its folder), `best`, `kinds`: for each `auroc`, `auroc_interval`, `ece`, `ece_before`, `baselines` (auroc and gain with
     its interval), `by`.
@@ -158,7 +179,11 @@ def probe_fit(
 
     folder = run_folder(out, "probe")
     settings = SpanProbeConfig.make(
-        sites=tuple(site) if site else None, confidence=confidence, calibration=calibration, seed=seed
+        context.meta.get(FIELDS),
+        sites=tuple(site) if site else None,
+        confidence=confidence,
+        calibration=calibration,
+        seed=seed,
     )
     with working():
         found = fit_probes(
@@ -168,6 +193,7 @@ def probe_fit(
             kinds=kind or ("linear",),
             task=task,  # type: ignore[arg-type]
             positive=positive,
+            tokens=tokens,
             config=settings,
             store=store,
             overwrite=overwrite,
@@ -184,6 +210,7 @@ def probe_evaluate(
     *,
     task: TaskName = "classify",
     positive: Positive = None,
+    tokens: Tokens = False,
     any_model: Annotated[
         bool,
         typer.Option("--any-model", help="Read another model than the probe was fitted on (a trained one)."),
@@ -216,6 +243,7 @@ def probe_evaluate(
             out=folder,
             task=task,  # type: ignore[arg-type]
             positive=positive,
+            tokens=tokens,
             any_model=any_model,
             overwrite=overwrite,
         )

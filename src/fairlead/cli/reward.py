@@ -7,10 +7,28 @@ from typing import Annotated, Any
 
 import typer
 
-from fairlead.cli.options import AsJson, ConfigFile, DataName, Device, Dtype, ModelName, Out, Overwrite, Seed
+from fairlead.cli.options import (
+    FIELDS,
+    AsJson,
+    ConfigFile,
+    DataName,
+    Device,
+    Dtype,
+    ModelName,
+    Out,
+    Overwrite,
+    Seed,
+    config_file_of,
+)
 from fairlead.cli.output import finish, run_folder, working
 
 PANEL = "Making things up"
+TrainConfigFile = Annotated[
+    Path | None,
+    config_file_of(
+        "fairlead.training.rewards.config:RewardConfig", intervention_share="interventions", hints="hint"
+    ),
+]
 
 group = typer.Typer(
     help="Reinforcement learning with a probe's rewards, read from a frozen copy: a model that takes back what it made up.",
@@ -25,6 +43,7 @@ def register(app: typer.Typer) -> None:
 
 @group.command("train")
 def reward_train(
+    context: typer.Context,
     model: ModelName,
     data: DataName,
     *,
@@ -41,7 +60,19 @@ def reward_train(
     ] = None,
     verifier: Annotated[
         str | None,
-        typer.Option(help="Labels the monitors' answers: pocket (the pocket world's exact table)."),
+        typer.Option(
+            help="Labels the monitors' answers: pocket (the pocket world's exact table), table:FILE or llm:NAME with --evidence."
+        ),
+    ] = None,
+    splitter: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Probe that finds claims (probe fit --task localise); every stating sentence is one otherwise.",
+        ),
+    ] = None,
+    evidence: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Texts for llm: a folder or a .jsonl with `text`.")
     ] = None,
     label: Annotated[
         str | None,
@@ -49,6 +80,10 @@ def reward_train(
             metavar="NAME", help="What the probe tells, where it is unwanted but not called 'unsupported'."
         ),
     ] = None,
+    unseen: Annotated[
+        bool,
+        typer.Option("--unseen", help="Leave out questions about entities whose labels the probe has seen."),
+    ] = False,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 150,
     groups: Annotated[int, typer.Option(min=1, help="Questions a step (of each process).")] = 8,
     group_size: Annotated[int, typer.Option(min=2, help="Rollouts of a question.")] = 8,
@@ -95,11 +130,12 @@ def reward_train(
     out: Out = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
-    config: ConfigFile = None,
+    config: TrainConfigFile = None,
 ) -> None:
     r"""Train by rewards: the student answers, a probe reads the frozen copy that is fed its text, claims it doubts cost.
 
-    Interrupted, the same command goes on from the last checkpoint. Under `accelerate launch` each process asks its own questions.
+    Interrupted, the same command goes on from the last checkpoint. Under `accelerate launch` each process asks its own questions. What is
+    no option here (the reward table, stop rules, defences, checkpoints, ...) is set by `--config FILE`, with tables `[table]` and `[stop]`.
 
     JSON: `first`, `last` (what the monitors saw), `steps`, `stopped`, `frozen_sha256`, `notes`.
 
@@ -112,9 +148,11 @@ def reward_train(
     from fairlead.studies.rewards import train_rewards
 
     folder = run_folder(out, "reward")
-    table: dict[str, Any] = {"mix_target": mix or None}
-    if not mix:
-        table["retract_lambda"] = 0.5
+    fields = dict(context.meta.get(FIELDS, {}))
+    own: dict[str, Any] = {"mix_target": mix or None, **({} if mix else {"retract_lambda": 0.5})}
+    table, source = fields.pop("table", {}), context.get_parameter_source("mix")
+    given = source is not None and source.name == "COMMANDLINE"
+    table = {**table, **own} if given else {**own, **table}
     with working():
         run = train_rewards(
             load_model(model, dtype=dtype, device=device),
@@ -123,7 +161,10 @@ def reward_train(
             monitor=monitor,
             neutral=neutral,
             verifier=verifier,
+            evidence=evidence,
+            **({"splitter": splitter} if splitter else {}),
             label=label,
+            unseen=unseen,
             out=folder,
             overwrite=overwrite,
             steps=steps,
@@ -143,6 +184,7 @@ def reward_train(
             setup=setup,
             probe_loss=probe_loss,
             seed=seed,
+            **fields,
         )
     looks = run.looks
     finish(

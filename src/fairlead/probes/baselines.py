@@ -48,7 +48,7 @@ class Baseline(NamedTuple):
 
 def confidence_baselines(found: Harvest, fit: Sequence[int], test: Sequence[int]) -> list[Baseline]:
     """Entropy, max-softmax and surprisal, each with the pool that tells best on the fit part; none without confidence."""
-    if not found.spans.num_carried:
+    if not found.spans.num_confidence:
         return []
     columns = {
         "surprisal": -3,

@@ -48,7 +48,7 @@ class Example(Record):
         stretches: In the order of the text.
         entity: Splits keep an entity on one side; the id where empty.
         meta: What else is known; baselines and tables read it.
-        token_level: Each token inside a stretch is an example of its own (localise).
+        token_level: Each token inside a stretch is an example of its own (localise, and labels of tokens).
     """
 
     id: str
@@ -110,10 +110,11 @@ def _classify(answer: ClaimedAnswer) -> list[Stretch]:
 def _localise(answer: ClaimedAnswer) -> list[Stretch]:
     """The response, cut where claims begin and end."""
     spans = [c for c, role in zip(answer.claims, _roles(answer), strict=True) if role != "retraction"]
-    return list(_cut(spans, len(answer.response)))
+    return list(cut(spans, len(answer.response)))
 
 
-def _cut(spans: Sequence[ClaimSpan], length: int) -> Iterable[Stretch]:
+def cut(spans: Sequence[ClaimSpan | Stretch], length: int) -> Iterable[Stretch]:
+    """A text cut where spans begin and end: what is in one is positive, what is in none negative."""
     at = 0
     for span in sorted(spans, key=lambda s: s.start):
         if span.start > at:

@@ -12,7 +12,7 @@ from fairlead.core.claims import TokenSpan
 from fairlead.core.errors import ConfigError
 from fairlead.core.progress import Meter
 from fairlead.data import collate
-from fairlead.probes.encoding import encode_prompt_and_text, locate
+from fairlead.probes.encoding import encode_for, locate
 from fairlead.probes.examples import Example
 from fairlead.probes.head import Spans
 from fairlead.probes.reading import NUM_CARRIED, Reading, gather_spans
@@ -52,8 +52,7 @@ def harvest(
         ConfigError: No stretch is left.
     """
     encoded = [
-        encode_prompt_and_text(e.messages, e.response, model.tokenizer, index=i, max_length=model.max_length)
-        for i, e in enumerate(examples)
+        encode_for(model, e.messages, e.response, index=i, source=e.id) for i, e in enumerate(examples)
     ]
     order = sorted(range(len(examples)), key=lambda i: len(encoded[i].encoded))
     found: list[tuple[int, int, Tensor, bool]] = []
@@ -87,7 +86,9 @@ def harvest(
         )
     found.sort(key=lambda item: item[:2])
     labels = torch.tensor([item[3] for item in found])
-    carried = NUM_CARRIED if reading.lens is not None else 0
+    by_token = all(example.token_level for example in examples)
+    # a token that is read alone keeps what is carried over to it: else it would have no surprisal at all
+    carried = NUM_CARRIED if reading.lens is not None and not by_token else 0
     groups = [examples[item[0]].group for item in found]
     spans_ = Spans([item[2] for item in found], labels, reading.num_confidence, carried, groups)
     return Harvest(spans_, [item[0] for item in found], [item[1] for item in found], num_dropped)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from fairlead.core.config import Config
@@ -40,20 +41,20 @@ class SpanProbeConfig(Config):
     sites: tuple[str, ...] | None = None
     confidence: bool = True
     seed: int = 0
-    regularisation: float = 1.0
-    heads: int = 8
-    adds: str = "confidence"
-    epochs: int = 10
-    lr: float = 3e-3
-    weight_decay: float = 1.0
-    batch_spans: int = 128
-    ramp: float = 0.6
-    rank: int = 8
-    kl: float = 1.0
-    lora_epochs: int = 3
+    regularisation: float = Field(default=1.0, gt=0)
+    heads: int = Field(default=8, ge=1)
+    adds: Literal["confidence", "all"] = "confidence"
+    epochs: int = Field(default=10, ge=1)
+    lr: float = Field(default=3e-3, gt=0)
+    weight_decay: float = Field(default=1.0, ge=0)
+    batch_spans: int = Field(default=128, ge=1)
+    ramp: float = Field(default=0.6, ge=0, le=1)
+    rank: int = Field(default=8, ge=1)
+    kl: float = Field(default=1.0, ge=0)
+    lora_epochs: int = Field(default=3, ge=0)
     calibration: str = "auto"
-    calibration_share: float = 0.2
-    test_share: float = 0.3
+    calibration_share: float = Field(default=0.2, ge=0, lt=1)
+    test_share: float = Field(default=0.3, ge=0, lt=1)
 
 
 class Spans(NamedTuple):
@@ -63,7 +64,8 @@ class Spans(NamedTuple):
         features: Per span `[token, feature]`, as read.
         labels: `[span]` bool.
         num_confidence: How many of the last columns are confidence.
-        num_carried: How many of these are carried over from the token before (0 on a span's first token).
+        num_carried: How many of these are carried over from the token before and masked on a span's first token; 0 where tokens are read
+            one by one.
         groups: `[span]`, the entity of each.
     """
 

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from fairlead.core.claims import ClaimedAnswer, ClaimLabel, ClaimSpan
 from fairlead.core.errors import DataError
 from fairlead.core.run import atomic_path
-from fairlead.probes.examples import Example, Stretch, Task, examples_of
+from fairlead.probes.examples import Example, Stretch, Task, cut, examples_of
 
 TASK_NAMES: dict[Task, str] = {
     "classify": "unsupported",
@@ -82,7 +82,9 @@ def load_questions(path: str | Path) -> list[ClaimedAnswer] | None:
     return [one.model_copy(update={"response": "", "claims": ()}) for one in read]
 
 
-def load_examples(path: str | Path, *, task: Task = "classify", positive: str | None = None) -> list[Example]:
+def load_examples(
+    path: str | Path, *, task: Task = "classify", positive: str | None = None, tokens: bool = False
+) -> list[Example]:
     """Read what a probe is fitted on.
 
     Args:
@@ -90,6 +92,8 @@ def load_examples(path: str | Path, *, task: Task = "classify", positive: str | 
         task: For answers with claims.
         positive: For other labels: the label that the probe shall tell from all others. Without it the file must hold claims, or
             labels that are true and false.
+        tokens: Each token is an example of its own, and text outside the spans is negative (personal data, say, of which files hold the
+            positive spans alone). For other labels than those of claims, which `localise` finds.
 
     Raises:
         DataError: As `load_claims`; also where the labels do not fit `positive`.
@@ -97,16 +101,19 @@ def load_examples(path: str | Path, *, task: Task = "classify", positive: str | 
     """
     path = Path(path)
     records = list(_records(path))
-    if positive is None and records and all(_holds_claims(record) for _, record in records):
+    if positive is None and not tokens and records and all(_holds_claims(record) for _, record in records):
         return examples_of((_answer(record, path, line) for line, record in records), task)
     examples = [_example(record, path, line, positive) for line, record in records]
     if not examples:
         raise DataError("holds no example. Next: check the file.", source=str(path))
+    if tokens:
+        examples = [_by_token(example) for example in examples]
     labels = {stretch.label for example in examples for stretch in example.stretches}
     if len(labels) < 2:
         which = f"{positive!r}" if positive is not None else "true"
         raise DataError(
-            f"every label {'is' if True in labels else 'is other than'} {which}: a probe needs both. Next: check --positive.",
+            f"every label {'is' if True in labels else 'is other than'} {which}: a probe needs both. Next: check --positive, or pass "
+            "--tokens where text outside the spans is negative.",
             source=str(path),
         )
     return examples
@@ -220,6 +227,12 @@ def _example(record: dict[str, Any], path: Path, line: int, positive: str | None
         entity=str(record.get("entity", "")),
         meta=meta if isinstance(meta, dict) else {},
     )
+
+
+def _by_token(example: Example) -> Example:
+    positive = [stretch for stretch in example.stretches if stretch.label]
+    stretches = tuple(cut(positive, len(example.response)))
+    return example.model_copy(update={"stretches": stretches, "token_level": True})
 
 
 def _truth(label: Any, positive: str | None, path: Path, line: int) -> bool:

@@ -26,7 +26,7 @@ from fairlead.core.stats import auroc
 from fairlead.data import collate
 from fairlead.models.adapters import LowRank, adapted, make_adapters
 from fairlead.models.lens import Lens
-from fairlead.probes.encoding import EncodedAnswer, encode_prompt_and_text, locate
+from fairlead.probes.encoding import EncodedAnswer, encode_for, locate
 from fairlead.probes.examples import Example
 from fairlead.probes.fitting import FittedProbe, fit_on, head_logits, split
 from fairlead.probes.harvesting import Harvest, harvest
@@ -119,10 +119,7 @@ def _loss(
     examples: Sequence[Example],
     weight: float,
 ) -> Tensor:
-    encoded = [
-        encode_prompt_and_text(e.messages, e.response, model.tokenizer, max_length=model.max_length)
-        for e in examples
-    ]
+    encoded = [encode_for(model, e.messages, e.response, source=e.id) for e in examples]
     batch = collate([e.encoded for e in encoded], pad_id=model.pad_id)
     with adapted(model, adapters):
         sites = (*reading.sites, lens.site) if lens is not None else reading.sites

@@ -9,7 +9,7 @@ import torch
 
 from fairlead.core.claims import TokenSpan
 from fairlead.data import collate
-from fairlead.probes.encoding import encode_prompt_and_text, locate
+from fairlead.probes.encoding import encode_for, locate
 from fairlead.probes.examples import Example
 from fairlead.probes.span_probe import SpanProbe
 
@@ -57,10 +57,7 @@ def score_texts(
     for begin in range(0, len(examples), batch_size):
         part = examples[begin : begin + batch_size]
         encoded = [
-            encode_prompt_and_text(
-                e.messages, e.response, model.tokenizer, index=i, max_length=model.max_length
-            )
-            for i, e in enumerate(part)
+            encode_for(model, e.messages, e.response, index=i, source=e.id) for i, e in enumerate(part)
         ]
         batch = collate([e.encoded for e in encoded], pad_id=model.pad_id)
         with probe.attached(model):

@@ -65,6 +65,7 @@ def fit_probes(
     kinds: Sequence[str] = ("linear",),
     task: Task = "classify",
     positive: str | None = None,
+    tokens: bool = False,
     config: SpanProbeConfig | None = None,
     store: str | Path | None = None,
     overwrite: bool = False,
@@ -79,16 +80,22 @@ def fit_probes(
         ConfigError: A setting is off, or a part of the split lacks a class.
         RunError: The folder exists, or is in use.
     """
-    examples = load_examples(data, task=task, positive=positive)
+    examples = load_examples(data, task=task, positive=positive, tokens=tokens)
     name = name_of(data, task=task, positive=positive)
     sites = (config.sites if config else None) or default_sites(model)
     base = SpanProbeConfig.make(config.model_dump() if config else None, sites=sites)
     base = base.model_copy(update={"confidence": base.confidence and model.is_causal})
     if (
-        task != "classify" or positive is not None
+        task != "classify" or positive is not None or tokens
     ):  # confidence alone says whether a claim is made up, and little else
         base = base.model_copy(update={"adds": "all"})
-    settings = {**base.model_dump(mode="json"), "kinds": list(kinds), "task": task, "positive": positive}
+    settings = {
+        **base.model_dump(mode="json"),
+        "kinds": list(kinds),
+        "task": task,
+        "positive": positive,
+        "tokens": tokens,
+    }
     inputs = {"data": sha256_file(data), "model": model.fingerprint}
     with Run.start(
         out, study="probe fit", config=settings, inputs=inputs, seed=base.seed, overwrite=overwrite
@@ -128,6 +135,7 @@ def evaluate_probe(
     out: str | Path,
     task: Task = "classify",
     positive: str | None = None,
+    tokens: bool = False,
     any_model: bool = False,
     overwrite: bool = False,
 ) -> Probed:
@@ -138,9 +146,9 @@ def evaluate_probe(
         DataError: A broken line of the data.
     """
     probe = load_span_probe(probe_folder, model=model, any_model=any_model)
-    examples = load_examples(data, task=task, positive=positive)
+    examples = load_examples(data, task=task, positive=positive, tokens=tokens)
     inputs = {"data": sha256_file(data), "model": model.fingerprint, "probe": probe.data_sha256}
-    settings = {**probe.config.model_dump(mode="json"), "task": task, "positive": positive}
+    settings = {**probe.config.model_dump(mode="json"), "task": task, "positive": positive, "tokens": tokens}
     with Run.start(
         out,
         study="probe evaluate",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from fairlead.core.claims import ClaimedAnswer, ClaimSpan
 from fairlead.core.errors import ConfigError
 from fairlead.core.nouns import SpanReadout
 from fairlead.core.progress import say
@@ -33,6 +34,7 @@ from fairlead.training.rewards.trained import REWARD_FILE, STUDY
 
 if TYPE_CHECKING:
     from fairlead.models import Model
+    from fairlead.probes.claims import Verifier as ClaimVerifier
 
 QuestionsLike = ChatData | Sequence[Question] | str | Path
 
@@ -45,10 +47,12 @@ def train_rewards(
     out: str | Path,
     monitor: QuestionsLike | None = None,
     neutral: ChatData | Sequence[Row] | str | Path | None = None,
-    splitter: Splitter = split_sentences,
-    verifier: Verifier | str | None = None,
+    splitter: Splitter | str | Path = split_sentences,
+    verifier: Verifier | ClaimVerifier | str | None = None,
+    evidence: str | Path | None = None,
     fresh: FreshProbe | None = None,
     label: str | None = None,
+    unseen: bool = False,
     config: RewardConfig | None = None,
     resume: bool = True,
     overwrite: bool = False,
@@ -67,10 +71,12 @@ def train_rewards(
         out: Run folder.
         monitor: Questions that the monitors ask; the first of `data` where None.
         neutral: Neutral rows, on which the general loss is measured; none where None.
-        splitter: Finds the claims of an answer; each stating sentence by default.
-        verifier: Labels claims for the spot checks; "pocket" for the pocket world's.
+        splitter: Finds the claims of an answer; each stating sentence by default. The folder of a `localise` probe will do.
+        verifier: Labels claims for the spot checks; "pocket" for the pocket world's, "table:FILE" or "llm:NAME" (see `as_verifier`).
+        evidence: Texts for "llm".
         fresh: Fits a fresh probe for the monitors; one of the probe's own kind where None.
         label: What the probe tells, where it is unwanted but not called "unsupported".
+        unseen: Leave out questions about entities whose labels the probe has seen.
         config: All settings at once.
         resume: Continue an unfinished run of the same settings.
         overwrite: Replace a finished run.
@@ -86,10 +92,14 @@ def train_rewards(
 
     join()
     model = load_model(model) if isinstance(model, str | Path) else model
+    splitter = as_splitter(splitter, model)
+    check = as_verifier(verifier, splitter=splitter, evidence=evidence)
     questions, source = as_questions(data)
     asked = None if monitor is None else as_questions(monitor)[0]
     found = RewardConfig.make({**(config.model_dump() if config is not None else {}), **settings})
     readout, probe_name, probe_hash = as_readout(probe, model, label=label)
+    if unseen:
+        questions = [question for question in questions if not num_seen((question.entity,), readout)]
     notes = _notes(questions, readout)
     rows = as_neutral(neutral)
     encoded = encode(rows, model.tokenizer, max_length=model.max_length, on_long="drop") if rows else []
@@ -112,7 +122,7 @@ def train_rewards(
             folder=run.folder,
             monitor_questions=asked,
             splitter=splitter,
-            verifier=as_verifier(verifier),
+            verifier=check,
             neutral=encoded,
             fresh=fresh,
             resume=run.resumed,
@@ -141,7 +151,7 @@ def _notes(questions: Sequence[Question], readout: SpanReadout) -> tuple[str, ..
         return ()
     note = (
         f"{num:,} of {len(questions):,} questions are about entities whose labels fitted or calibrated the probe, where it is surer than "
-        "elsewhere. Practise on others to see what the probe can teach."
+        "elsewhere. Leave them out to see what the probe can teach (--unseen)."
     )
     say(f"note: {note}")
     return (note,)
@@ -195,16 +205,64 @@ def as_readout(
     return probe, name, digest
 
 
-def as_verifier(verifier: Verifier | str | None) -> Verifier | None:
-    """A verifier by name or as it is.
+def as_splitter(splitter: Splitter | str | Path, model: Model) -> Splitter:
+    """A splitter as it is, or one that asks the `localise` probe in a folder.
 
     Raises:
-        ConfigError: Unknown name.
+        ConfigError: No probe there, or one that tells something else.
+        ModelError: It reads another model.
+    """
+    if not isinstance(splitter, str | Path):
+        return splitter
+    from fairlead.probes.claims import ProbeSplitter
+
+    found = ProbeSplitter(model, load_span_probe(splitter, model=model))
+    return lambda question, response: found.claims(question.messages, response)
+
+
+def as_verifier(
+    verifier: Verifier | ClaimVerifier | str | None,
+    *,
+    splitter: Splitter = split_sentences,
+    evidence: str | Path | None = None,
+) -> Verifier | None:
+    """A verifier by name, or any of the two kinds, as rewards ask it: of a question and an answer, for the answer's labelled claims.
+
+    Args:
+        verifier: "pocket", "table:FILE", "llm:NAME"; one of `fairlead.probes.claims`, which labels claims that were found; or a function
+            of question and answer.
+        splitter: Finds the claims that are to be labelled.
+        evidence: Texts for "llm".
+
+    Raises:
+        ConfigError: Unknown name, or no evidence.
     """
     if verifier == "pocket":
         from fairlead.studies.pocket_claims import pocket_verifier
 
         return pocket_verifier()
     if isinstance(verifier, str):
-        raise ConfigError(f"unknown verifier '{verifier}'. Next: use pocket, or pass a function in Python.")
-    return verifier
+        from fairlead.studies.verifying import named_verifier
+
+        found = named_verifier(verifier, evidence=evidence)
+        if found is None:
+            raise ConfigError(
+                f"unknown verifier '{verifier}'. Next: use pocket, table:FILE, llm:NAME, or pass a function in Python."
+            )
+        verifier = found
+    label = getattr(verifier, "verify", None)
+    if verifier is None or label is None:
+        return cast("Verifier | None", verifier)
+
+    def verify(question: Question, response: str) -> Sequence[ClaimSpan]:
+        claims = tuple(splitter(question, response))
+        answer = ClaimedAnswer(
+            id=question.id,
+            messages=question.messages,
+            response=response,
+            claims=claims,
+            entity=question.entity,
+        )
+        return [claim for claim in label(answer).claims if claim.label is not None]
+
+    return verify

@@ -13,6 +13,7 @@ from fairlead.core.progress import say, track
 from fairlead.core.run import Run, sha256_file
 from fairlead.llm import connect
 from fairlead.probes.claims import (
+    Cost,
     Evidence,
     EvidenceVerifier,
     HumanVerifier,
@@ -60,7 +61,8 @@ def claims_of(
         inputs={"answers": sha256_file(answers)},
         overwrite=overwrite,
     ) as run:
-        cut = splitter(connect(split) if split else None)
+        spent = Cost()
+        cut = splitter(connect(split) if split else None, cost=spent)
         given = load_answers(answers)
         parts = [answer if answer.claims else cut(answer) for answer in track(given, "splitting")]
         found = [part if isinstance(part, ClaimedAnswer) else part.answer for part in parts]
@@ -74,18 +76,27 @@ def claims_of(
         save_claims(found, run.path(CLAIMS))
         sheet = verify == "sheet" and write_sheet(found, run.path(SHEET)) > 0
         labels = Counter(str(claim.label) for answer in found for claim in answer.claims)
+        cost: dict[str, Any] = asdict(verifier.cost) if verifier is not None else {}
+        if split:
+            cost["splitting"] = {"calls": spent.calls, "tokens": spent.tokens}
         facts: dict[str, Any] = {
             "num_answers": len(found),
             "num_claims": sum(labels.values()),
             "num_dropped": dropped,
             "labels": dict(sorted(labels.items())),
-            "cost": asdict(verifier.cost) if verifier is not None else {},
+            "cost": cost,
         }
         run.record["summary"] = facts
     return {**facts, "file": run.final / CLAIMS, "sheet": run.final / SHEET if sheet else None}
 
 
-def _verifier(verify: str, evidence: str | Path | None) -> Verifier | None:
+def named_verifier(verify: str, *, evidence: str | Path | None = None) -> Verifier | None:
+    """The verifier `table:FILE`, or `llm:NAME` with evidence; None for any other name.
+
+    Raises:
+        ConfigError: `llm` without evidence.
+        DataError: A broken table.
+    """
     kind, _, name = verify.partition(":")
     if kind == "table" and name:
         return TableVerifier.read(name)
@@ -93,6 +104,13 @@ def _verifier(verify: str, evidence: str | Path | None) -> Verifier | None:
         if evidence is None:
             raise ConfigError("a language model verifies against your texts. Next: pass --evidence FOLDER.")
         return EvidenceVerifier(connect(name), Evidence.read(evidence))
+    return None
+
+
+def _verifier(verify: str, evidence: str | Path | None) -> Verifier | None:
+    found, (kind, _, name) = named_verifier(verify, evidence=evidence), verify.partition(":")
+    if found is not None:
+        return found
     if verify == "ask":
         return HumanVerifier()
     if verify in ("sheet", "none") or (kind == "sheet" and name):

@@ -1,9 +1,10 @@
 """Claims of real models: splitting answers, and verifiers that label what was split."""
 
+from fairlead.probes.claims.cost import Cost
+from fairlead.probes.claims.localising import ProbeSplitter
 from fairlead.probes.claims.retrieval import Evidence, Passage
 from fairlead.probes.claims.splitting import Split, place_quotes, split_claims, split_sentences, splitter
 from fairlead.probes.claims.verifying import (
-    Cost,
     EvidenceVerifier,
     HumanVerifier,
     TableVerifier,
@@ -18,6 +19,7 @@ __all__ = [
     "EvidenceVerifier",
     "HumanVerifier",
     "Passage",
+    "ProbeSplitter",
     "Split",
     "TableVerifier",
     "Verifier",

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from pydantic import BaseModel, Field
 
 from fairlead.core.claims import ClaimedAnswer, ClaimSpan
-from fairlead.core.errors import LLMError
 from fairlead.llm import LanguageModel, quote_data
+from fairlead.probes.claims.cost import Cost
 
 SENTENCE = re.compile(r"[^.!?\n]*[^.!?\s][^.!?\n]*[.!?]*")
 MAX_CHARS = 20_000
@@ -41,8 +41,8 @@ class Split(NamedTuple):
     dropped: tuple[str, ...] = ()
 
 
-def split_claims(answer: ClaimedAnswer, llm: LanguageModel) -> Split:
-    """Have a language model find the claims of an answer; labels are not set.
+def split_claims(answer: ClaimedAnswer, llm: LanguageModel, *, cost: Cost | None = None) -> Split:
+    """Have a language model find the claims of an answer; labels are not set, the call is counted in `cost`.
 
     Raises:
         LLMError: The endpoint failed, or did not answer to the schema.
@@ -53,12 +53,10 @@ def split_claims(answer: ClaimedAnswer, llm: LanguageModel) -> Split:
         quote_data(prompt, label="question", max_chars=MAX_CHARS),
         quote_data(answer.response, label="answer", max_chars=MAX_CHARS),
     ]
-    found = llm.complete(
-        [{"role": "user", "content": "\n\n".join(parts)}], schema=SplitAnswer, temperature=0.0
-    )
-    if not isinstance(found, SplitAnswer):
-        raise LLMError(f"{llm.name}: gave no list of claims. Next: use another model.")
+    cost = cost or Cost()
+    found = cost.ask(llm, "\n\n".join(parts), SplitAnswer)
     claims, dropped = place_quotes(answer.response, found.claims)
+    cost.claims += len(claims)
     entity = answer.entity or " ".join(found.entity.split())[:200]
     return Split(answer.model_copy(update={"claims": claims, "entity": entity}), dropped)
 
@@ -92,6 +90,6 @@ def place_quotes(text: str, quotes: Sequence[str]) -> tuple[tuple[ClaimSpan, ...
 Splitter = Callable[[ClaimedAnswer], Split]
 
 
-def splitter(llm: LanguageModel | None) -> Splitter:
-    """By language model where there is one, else by sentence."""
-    return split_sentences if llm is None else lambda answer: split_claims(answer, llm)
+def splitter(llm: LanguageModel | None, *, cost: Cost | None = None) -> Splitter:
+    """By language model where there is one (whose calls are counted in `cost`), else by sentence."""
+    return split_sentences if llm is None else lambda answer: split_claims(answer, llm, cost=cost)

@@ -1,7 +1,7 @@
 """Verifiers: what says whether a claim is supported.
 
 A verifier labels the claims of an answer and counts what that cost. Three of them: an exact table, a language model that reads retrieved
-evidence (two passes with the evidence in different order must agree, else the label is "insufficient"), and people.
+evidence (two passes, asked in other words with the evidence in another order, must agree, else the label is "insufficient"), and people.
 """
 
 from __future__ import annotations
@@ -9,34 +9,26 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from pydantic import BaseModel, Field
 
 from fairlead.core.claims import ClaimedAnswer, ClaimLabel, ClaimSpan
-from fairlead.core.errors import DataError, LLMError
+from fairlead.core.errors import DataError
 from fairlead.llm import LanguageModel, quote_data
+from fairlead.probes.claims.cost import Cost
 from fairlead.probes.claims.retrieval import Evidence, Passage
 from fairlead.probes.labelled import CLAIM_LABELS
 
-CHARS_PER_TOKEN = 4  # rule of thumb, where the language model reports no usage
-_TASK = (
+_TASKS = (
     "You check a claim against passages, and against nothing else: what you know yourself does not count. Answer 'supported' if the "
     "passages state the claim or it follows from them, 'contradicted' if they state something that cannot be true together with it, and "
-    "'insufficient' in all other cases. The answer in which the claim stands is given so that you see what it is about."
+    "'insufficient' in all other cases. The answer in which the claim stands is given so that you see what it is about.",
+    "Somebody made the claim below in an answer. Try to refute it with the passages, which are all that is known: first look for what they "
+    "say about the same thing. Where they say something else than the claim, the label is 'contradicted'. Only where they leave no doubt "
+    "that it is true is it 'supported'. Where they do not settle it, even if it sounds likely, it is 'insufficient'.",
 )
-
-
-@dataclass
-class Cost:
-    """What verifying has cost so far; tokens are estimated from characters where nobody reports them."""
-
-    claims: int = 0
-    calls: int = 0
-    tokens: int = 0
-    disagreements: int = 0
 
 
 class Verifier(Protocol):
@@ -91,8 +83,8 @@ class CheckAnswer(BaseModel):
 class EvidenceVerifier:
     """Has a language model hold each claim against the nearest passages, twice.
 
-    The second pass sees the passages in reverse order. Labels that differ make the claim insufficient, and so does a claim for which no
-    passage was found (without any call).
+    The second pass asks in other words and sees the passages in reverse order: at temperature 0 the same prompt would only agree with
+    itself. Labels that differ make the claim insufficient, and so does a claim for which no passage was found (without any call).
     """
 
     def __init__(
@@ -115,7 +107,7 @@ class EvidenceVerifier:
         found = self._evidence.find(f"{answer.entity} {claim.text}", num=self._num_passages)
         if not found:
             return claim.model_copy(update={"label": "insufficient", "note": "no passage found"})
-        verdicts = [self._ask(answer, claim, found[:: -1 if n % 2 else 1]) for n in range(self._num_passes)]
+        verdicts = [self._ask(answer, claim, found, turn) for turn in range(self._num_passes)]
         labels = {verdict.label for verdict in verdicts}
         if len(labels) > 1:
             self.cost.disagreements += 1
@@ -127,19 +119,15 @@ class EvidenceVerifier:
         source = f"{found[chosen - 1].source}: " if chosen else ""
         return claim.model_copy(update={"label": first.label, "note": f"{source}{first.reason}"[:400]})
 
-    def _ask(self, answer: ClaimedAnswer, claim: ClaimSpan, passages: Sequence[Passage]) -> CheckAnswer:
-        parts = [_TASK, quote_data(answer.response, label="answer", max_chars=4000)]
+    def _ask(
+        self, answer: ClaimedAnswer, claim: ClaimSpan, passages: Sequence[Passage], turn: int
+    ) -> CheckAnswer:
+        task, passages = _TASKS[turn % len(_TASKS)], passages[:: -1 if turn % 2 else 1]
+        parts = [task, quote_data(answer.response, label="answer", max_chars=4000)]
         parts.append(quote_data(claim.text, label="claim", max_chars=1000))
         parts += [quote_data(p.text, label=f"passage {n}") for n, p in enumerate(passages, 1)]
         prompt = "\n\n".join(parts)
-        before = getattr(self._llm, "num_tokens", None)
-        found = self._llm.complete([{"role": "user", "content": prompt}], schema=CheckAnswer, temperature=0.0)
-        if not isinstance(found, CheckAnswer):
-            raise LLMError(f"{self._llm.name}: gave no label. Next: use another model.")
-        self.cost.calls += 1
-        used = 0 if before is None else int(self._llm.num_tokens) - int(before)  # type: ignore[attr-defined]
-        self.cost.tokens += used or (len(prompt) + len(found.model_dump_json())) // CHARS_PER_TOKEN
-        return found
+        return self.cost.ask(self._llm, prompt, CheckAnswer)
 
 
 class HumanVerifier:

@@ -53,17 +53,25 @@ class RewardTable(Config):
 class StopRule(Config):
     """When a training stops by itself; None switches a rule off.
 
+    All rules are held against looks at the student, the first two against the rollouts of every step as well (means over a few steps).
+
     Attributes:
         max_kl: Nats per token between the student and the start model.
         min_claims: Least number of claims per answer, as a share of what it was at the start.
         max_gap: Largest rise of (frozen - student) mean score of the same texts since the start: the student's activations
             leave the probe while its text does not.
+        max_unsupported: Largest rise of the share of claims that the verifier does not support.
+        min_right: Least share of right answers (verifier), as a share of what it was at the start.
+        max_fresh_fall: Largest fall of the fresh probe's AUROC: no probe reads the student any more.
         max_neutral_loss: Largest rise of the loss on neutral text, as a share.
     """
 
     max_kl: float | None = Field(default=1.0, gt=0)
     min_claims: float | None = Field(default=0.1, ge=0, le=1)
     max_gap: float | None = Field(default=0.3, gt=0)
+    max_unsupported: float | None = Field(default=0.15, gt=0, le=1)
+    min_right: float | None = Field(default=0.5, ge=0, le=1)
+    max_fresh_fall: float | None = Field(default=0.25, gt=0, le=1)
     max_neutral_loss: float | None = Field(default=0.2, gt=0)
 
 

@@ -40,10 +40,10 @@ from fairlead.training.rewards.monitors import (
     Monitor,
     as_line,
     read_looks,
-    why_stop,
 )
 from fairlead.training.rewards.rollout import Rollouts
 from fairlead.training.rewards.scoring import ProbeReward
+from fairlead.training.rewards.stopping import why_stop, why_stop_now
 from fairlead.training.student import as_model
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class RewardStep(Record):
         reward: Mean of the rollouts.
         score: Mean P(unsupported) of their claims, as the reward read it.
         claims: Per rollout.
+        plain_claims: Per plain answer; None where the step asked for none (after a check there is often nothing more to claim).
         kl: TRL's estimate, nats per token; None where the KL has no weight.
         entropy: Nats per token.
         retract_lambda: After the step's move.
@@ -76,6 +77,7 @@ class RewardStep(Record):
     reward: float
     score: float | None = None
     claims: float
+    plain_claims: float | None = None
     kl: float | None = None
     entropy: float | None = None
     retract_lambda: float
@@ -239,12 +241,15 @@ class _Record:
         self.folder, self.monitor, self.config, self.reward = folder, monitor, config, reward
         self.done, self.stopped = done, ""
         self.first: Look | None = None
+        self.kls: list[float | None] = []
+        self.claims: list[float | None] = []
         if processes.is_first():
             kept = [one for one in read_steps(folder) if one.step <= done]
             looks = [one for one in read_looks(folder) if one.step <= done and done]
             (folder / STEPS_FILE).write_text("".join(map(as_line, kept)), "utf-8")
             (folder / MONITORS_FILE).write_text("".join(map(as_line, looks)), "utf-8")
             self.first = looks[0] if looks else None
+            self.kls, self.claims = [one.kl for one in kept], [one.plain_claims for one in kept]
         self.clock = time.perf_counter()
 
     def begin(self, student: nn.Module) -> None:
@@ -260,8 +265,9 @@ class _Record:
             line = RewardStep(
                 step=step,
                 reward=found["reward"],
-                score=None if found["score"] != found["score"] else found["score"],
+                score=_known(found["score"]),
                 claims=found["claims"],
+                plain_claims=_known(found["plain_claims"]),
                 kl=metrics.get("kl"),
                 entropy=metrics.get("entropy"),
                 retract_lambda=found["retract_lambda"],
@@ -282,8 +288,14 @@ class _Record:
             with open(self.folder / STEPS_FILE, "a", encoding="utf-8") as file:
                 file.write(as_line(line))
         every = self.config.monitor_every
-        if step == self.config.steps or (every and step % every == 0):
+        self.kls.append(metrics.get("kl"))
+        self.claims.append(_known(found["plain_claims"]))
+        early = processes.on_first(lambda: why_stop_now(self.kls, self.claims, self.config.stop))
+        if early or step == self.config.steps or (every and step % every == 0):
             self._look(step, student)
+        if early and not self.stopped:
+            self.stopped = early
+            say(f"stopped after step {step}: {early}")
         self.clock = time.perf_counter()
         return bool(self.stopped)
 
@@ -305,6 +317,10 @@ class _Record:
         if reason:
             say(f"stopped after step {step}: {reason}")
         return reason
+
+
+def _known(value: float) -> float | None:
+    return None if value != value else value
 
 
 def describe_look(look: Look) -> str:

@@ -24,7 +24,6 @@ from fairlead.core.stats import auroc
 from fairlead.data import Encoded
 from fairlead.data.template import encode_prompt
 from fairlead.training.rewards.claims import Question, Splitter, Verifier
-from fairlead.training.rewards.config import StopRule
 from fairlead.training.rewards.fresh import FreshProbe, entity_of
 from fairlead.training.rewards.reading import Text, lay_out, read_claims, readout_on
 from fairlead.training.rewards.table import has_abstained
@@ -213,26 +212,6 @@ def answer_mask(texts: Sequence[Text], mask: Tensor) -> Float[Tensor, "batch seq
     return found
 
 
-def why_stop(look: Look, first: Look, rule: StopRule) -> str | None:
-    """The reason for which a training stops after a look; None where it goes on."""
-    if rule.max_kl is not None and look.kl > rule.max_kl:
-        return f"the student is {look.kl:.2f} nats per token from the start model (limit {rule.max_kl:g})"
-    if rule.min_claims is not None and look.claims < rule.min_claims * first.claims:
-        return f"claims per answer fell from {first.claims:.2f} to {look.claims:.2f} (limit {rule.min_claims:.0%} of the start)"
-    if rule.max_gap is not None:
-        gap = _gap(look) - _gap(first)
-        if gap > rule.max_gap:
-            return (
-                f"frozen and student scores of the same text part by {gap:.2f} more than at the start (limit {rule.max_gap:g}): "
-                "the student's activations leave the probe"
-            )
-    if rule.max_neutral_loss is not None and look.neutral_loss and first.neutral_loss:
-        rise = look.neutral_loss / first.neutral_loss - 1
-        if rise > rule.max_neutral_loss:
-            return f"the loss on neutral text rose by {rise:.0%} (limit {rule.max_neutral_loss:.0%})"
-    return None
-
-
 def read_looks(folder: Path) -> list[Look]:
     """The looks of a run folder; an unfinished last line is left out, a missing file gives none."""
     found: list[Look] = []
@@ -248,12 +227,6 @@ def read_looks(folder: Path) -> list[Look]:
 def as_line(record: Record) -> str:
     """A record as a line of JSON."""
     return json.dumps(record.model_dump(mode="json"), separators=(",", ":")) + "\n"
-
-
-def _gap(look: Look) -> float:
-    if look.frozen_score is None or look.student_score is None:
-        return 0.0
-    return look.frozen_score - look.student_score
 
 
 def _separation(read: Sequence[Sequence[ClaimSpan]], truth: Sequence[bool]) -> float | None:

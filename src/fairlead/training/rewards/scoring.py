@@ -129,6 +129,7 @@ class ProbeReward:
     def _account(self, step: int) -> None:
         """Bring the step's counts together (all processes), move lambda, keep the summary."""
         counts = Counter(one.verdict.outcome for one in self.latest if not one.setting.hinted)
+        plain = [one for one in self.latest if one.setting.flagged is None and not one.setting.hinted]
         scores = [claim.score or 0.0 for one in self.latest for claim in one.claims]
         own = [
             *(float(counts[name]) for name in OUTCOMES),
@@ -137,10 +138,12 @@ class ProbeReward:
             float(sum(scores)),
             float(len(scores)),
             float(sum(one.setting.hinted for one in self.latest)),
+            float(sum(len(one.claims) for one in plain)),
+            float(len(plain)),
         ]
         total = [sum(values) for values in zip(*processes.gather(own), strict=True)]
         found = dict(zip(OUTCOMES, total, strict=False))
-        reward, rows, score, claims, hints = total[len(OUTCOMES) :]
+        reward, rows, score, claims, hints, plain_claims, plain_rows = total[len(OUTCOMES) :]
         if (
             self.controller.update(int(found["corrected"]), int(found["retracted"]))
             and self.on_move is not None
@@ -150,6 +153,7 @@ class ProbeReward:
             "reward": reward / max(rows, 1),
             "score": score / claims if claims else float("nan"),
             "claims": claims / max(rows, 1),
+            "plain_claims": plain_claims / plain_rows if plain_rows else float("nan"),
             "hints": hints,
             "retract_lambda": self.controller.value,
             **{name: float(value) for name, value in found.items()},
