@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ def _apply_config(context: typer.Context, path: Path | None) -> Path | None:
 
     The file's top level holds settings by option name (`max_examples` or `max-examples`); a table named
     after a command (`[train]`, `[dict.train]`) holds settings for that command only, so that one file can
-    serve a whole project.
+    serve a whole project. A list may hold tables (`[[controls]]`, `[[train.controls]]`).
 
     Raises:
         ConfigError: Unknown setting; the message lists those of the command.
@@ -35,7 +36,7 @@ def _apply_config(context: typer.Context, path: Path | None) -> Path | None:
     for word in words:
         section = section.get(word, {}) if isinstance(section, Mapping) else {}
     settings.update({k: v for k, v in section.items() if not isinstance(v, Mapping)})
-    settings = {key.replace("-", "_"): value for key, value in settings.items()}
+    settings = {key.replace("-", "_"): _as_text(value) for key, value in settings.items()}
     unknown = sorted(set(settings) - known)
     if unknown:
         raise ConfigError(
@@ -44,6 +45,13 @@ def _apply_config(context: typer.Context, path: Path | None) -> Path | None:
         )
     context.default_map = {**(context.default_map or {}), **settings}
     return path
+
+
+def _as_text(value: Any) -> Any:
+    """Tables in a list (`[[controls]]`) as JSON text, which the option reads."""
+    if not isinstance(value, list):
+        return value
+    return [json.dumps(item) if isinstance(item, Mapping) else item for item in value]
 
 
 AsJson = Annotated[
