@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from fairlead.data import Encoded, Row, encode, has_chat_template
 from fairlead.training.config import TrainConfig
 from fairlead.training.logits import pad_id_of
 from fairlead.training.neutral import neutral_rows
+from fairlead.training.student import as_start_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +33,7 @@ class Setup:
     """Everything a control may use while it prepares; it may replace `encoded` (same rows, other context).
 
     Attributes:
-        model: The start model, frozen.
+        model: The start model, frozen. While the student trains, ask it inside `start()`: with LoRA it is the student.
         rows: The data rows that are trained on, in the order of `encoded`.
         encoded: Their tokens as the student will see them.
         config: Settings of the training.
@@ -41,10 +43,12 @@ class Setup:
         cache: Folder for tables; None for no caching.
         notes: Remarks for the report.
         evidence: By clause, the evidence that an earlier control chose.
-        rises: By clause, per data row the rise of log p0 at its response tokens under that evidence, `[token]`.
+        telling: By clause, the evidence that tells which rows carry it, where another (a placebo's) is used.
+        rises: By clause and evidence, per data row the rise of log p0 at its response tokens, `[token]`.
         controls: All controls of the training, prepared in this order.
         observer: Reads the pressure at every step; None where nothing is observed.
         move: Turns a dial for a control and records it: (step, dial, value, control's name).
+        fingerprint: Identity of the start model, as it was before the training.
     """
 
     model: Model
@@ -57,10 +61,21 @@ class Setup:
     cache: Path | None = None
     notes: list[str] = field(default_factory=list)
     evidence: dict[str, Evidence] = field(default_factory=dict)
+    telling: dict[str, Evidence] = field(default_factory=dict)
     rises: dict[str, list[Tensor]] = field(default_factory=dict)
     controls: Sequence[Control] = ()
     observer: PressureObserver | None = None
     move: Callable[[int, str, float, str], None] | None = None
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        self.fingerprint = self.fingerprint or self.model.fingerprint
+
+    @contextmanager
+    def start(self) -> Iterator[Setup]:
+        """This setup with the start model as it was: whoever asks it while the student trains, asks it inside this block."""
+        with as_start_model(self.model, self.fingerprint) as model:
+            yield self if model is self.model else replace(self, model=model)
 
     @property
     def pad_id(self) -> int:
