@@ -36,6 +36,7 @@ from fairlead.training.setup import Setup
 
 CONCEPTS_FILE = "concepts.json"
 NUM_BACKGROUND = 96
+NUM_SAMPLE = 256  # rows of the data
 
 
 class JudgeOptions(Config):
@@ -84,6 +85,8 @@ class Judge(Control):
         self.setup = setup
         self.concepts = {concept.id: concept for concept in self._read_concepts(setup.plan)}
         self.background = setup.neutral_rows(NUM_BACKGROUND, own_answers=False)
+        draw = random.Random(setup.config.seed)
+        self.sample = draw.sample(setup.rows, min(NUM_SAMPLE, len(setup.rows)))
         setup.observer.listeners.append(self.listen)
 
     def _read_concepts(self, plan: Plan) -> list[Concept]:
@@ -126,7 +129,7 @@ class Judge(Control):
             setup.dictionary.sha256,
             setup.fingerprint,
             self.options.llm,
-            [row.as_record() for row in self.background],
+            [row.as_record() for row in (*self.background, *self.sample)],
             setup.config.seed,
         ]
         made = decide_cached(chosen, self.ask, cache=setup.cache, identity=identity)
@@ -152,6 +155,7 @@ class Judge(Control):
                 concepts,
                 spec,
                 background=self.background,
+                data=self.sample,
                 seed=setup.config.seed,
             )
 
