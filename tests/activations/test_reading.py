@@ -105,6 +105,7 @@ def test_packed_texts_are_the_texts(rows):
         (row.input_ids, row.loss_mask, row.index) for row in rows
     ]
     assert list(packed.lengths) == [len(row) for row in rows] and packed[-1].index == 6
+    assert packed._ids.nbytes + packed._mask.nbytes == 5 * sum(map(len, rows)), "5 bytes a token"
     with pytest.raises(IndexError):
         packed[7]
 

@@ -24,7 +24,14 @@ from fairlead.dictionaries.config import DictionaryConfig, HarvestType
 from fairlead.dictionaries.crosscoder import Crosscoder, site_norms
 from fairlead.dictionaries.dictionary import Dictionary
 from fairlead.dictionaries.kinds import Params
-from fairlead.dictionaries.source import Buffer, Chunk, ModelSource, Source, iter_training_batches
+from fairlead.dictionaries.source import (
+    Buffer,
+    Chunk,
+    ModelSource,
+    Source,
+    check_harvest_dtype,
+    iter_training_batches,
+)
 from fairlead.dictionaries.training import (
     fit_dictionary,
     load_finished,
@@ -252,6 +259,7 @@ def _train(
     else:
         encoded = data
     if isinstance(encoded, ActivationStore):
+        check_harvest_dtype(config, encoded.folder)
         _check_store(encoded, places)
     source = JointSource(places, encoded, dtype=config.harvest_dtype)
     if not any(length > 1 for length in source.lengths):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fairlead.activations import iter_site_activations
-from fairlead.core.errors import DictionaryError
+from fairlead.core.errors import ConfigError, DictionaryError
 from fairlead.data import Encoded, PackedTexts
 from fairlead.dictionaries.config import DictionaryConfig, HarvestType
 
@@ -89,6 +89,19 @@ class ModelSource:
             acts = {site: value.to(self.model.dtype) for site, value in found.acts.items()}
             for place, row in enumerate(chosen):
                 yield row, {site: value[place, : self.lengths[row]] for site, value in acts.items()}
+
+
+def check_harvest_dtype(config: DictionaryConfig, where: object) -> None:
+    """Confirm that nothing is asked of a harvest that was made before.
+
+    Raises:
+        ConfigError: `harvest_dtype` is not "model", but a store is read.
+    """
+    if config.harvest_dtype != "model":
+        raise ConfigError(
+            f"{where}: a store holds activations in the type in which they were harvested, but harvest_dtype is {config.harvest_dtype}. "
+            "Next: leave it out, or pass the texts."
+        )
 
 
 def plan_chunks(lengths: Sequence[int], *, buffer_tokens: int, seed: int) -> Iterator[Chunk]:

@@ -4,11 +4,14 @@ Shape suffixes: N tokens, F latents (d_dict), D d_model, P active (token, latent
 
 A dense backward of the decoder costs N F D; with P = N k pairs the same numbers cost P D (METHODS.md, "Where a dictionary
 step spends its time"): `decode` sums decoder rows per token, `gather_dot` is the gradient of the pair values, and
-`transposed_product` the gradient of the decoder, as a product with the transposed (latent-major) matrix.
+`transposed_product` the gradient of the decoder, as a product with the transposed (latent-major) matrix. On CUDA, where triton is
+installed, kernels of Fairlead's own do the three (`triton_kernels`; tested in Triton's interpreter, not yet timed on a GPU).
 """
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -35,6 +38,16 @@ class Pairs(NamedTuple):
 def smallest(value: Tensor) -> Tensor:
     """The smallest of some values, on their device; 0 where there are none."""
     return value.detach().min() if value.numel() else value.new_zeros(())
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def takes_kernels(rows: Tensor) -> bool:
+    """Whether the Triton kernels do these products: on CUDA, where triton is installed."""
+    return rows.is_cuda and _has_triton()
 
 
 def dense_to_pairs(acts_NF: Tensor) -> Pairs:
@@ -65,6 +78,10 @@ def batch_topk(pre_NF: Tensor, num_pairs: int, *, floor: float = 0.0) -> Pairs:
 
 def decode(pairs: Pairs, decoder_FD: Tensor) -> Tensor:
     """Sum over each token's pairs of value times decoder row, `[N, D]`; equals the dense `acts @ decoder`."""
+    if takes_kernels(decoder_FD):
+        from fairlead.dictionaries.triton_kernels import Decode
+
+        return Decode.apply(pairs.value, pairs.token, pairs.latent, decoder_FD, pairs.num_tokens)  # type: ignore[return-value]
     return functional.embedding_bag(
         pairs.latent,
         decoder_FD,
@@ -79,6 +96,10 @@ def gather_dot(pairs: Pairs, left_ND: Tensor, rows_FD: Tensor) -> Tensor:
 
     It is the gradient of `decode` in the pairs' values, and calls what torch calls for that.
     """
+    if takes_kernels(rows_FD):
+        from fairlead.dictionaries import triton_kernels
+
+        return triton_kernels.gather_dot(pairs.token, pairs.latent, left_ND, rows_FD)
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         left_ND.contiguous(),
         rows_FD.contiguous(),
@@ -113,6 +134,11 @@ def transpose(pairs: Pairs, d_dict: int) -> Transposed:
 
 def transposed_product(layout: Transposed, value: Tensor, right_ND: Tensor) -> Tensor:
     """Sum over each latent's pairs of value times `right[token]`, `[F, D]`: the dense `acts.T @ right`."""
+    if takes_kernels(right_ND):
+        from fairlead.dictionaries.triton_kernels import segment_sum
+
+        ends = torch.cat([layout.offsets[1:], layout.offsets.new_tensor([layout.token.numel()])])
+        return segment_sum(layout.token, value[layout.order], ends - layout.offsets, right_ND)
     return functional.embedding_bag(
         layout.token,
         right_ND,

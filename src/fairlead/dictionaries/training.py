@@ -28,7 +28,7 @@ from fairlead.dictionaries.config import DictionaryConfig, HarvestType
 from fairlead.dictionaries.dictionary import CONFIG_FILE, Dictionary, find_architecture
 from fairlead.dictionaries.kinds import find_kind
 from fairlead.dictionaries.loading import load_dictionary
-from fairlead.dictionaries.source import ModelSource, Source, iter_training_batches
+from fairlead.dictionaries.source import ModelSource, Source, check_harvest_dtype, iter_training_batches
 from fairlead.dictionaries.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -177,6 +177,7 @@ def train_dictionaries(
     for run in runs:
         run.identify(model, texts)
     if isinstance(source, ActivationStore):
+        check_harvest_dtype(runs[0].config, source.folder)
         for run in runs:
             source.check_site(run.site)
     with torch.no_grad():

@@ -297,5 +297,10 @@ def test_several_processes_are_refused_before_anything_is_read(model, kind, tmp_
 
 def test_limits_on_a_store_are_refused(model, rows, tmp_path):
     store = ActivationStore.harvest(model, rows, [SITES["site"]], tmp_path)
+    low = DictionaryConfig(harvest_dtype="bfloat16", num_tokens=500)
+    with pytest.raises(ConfigError, match="harvest_dtype"):
+        train_several(model, str(store.folder), out=tmp_path / "d", config=low)
+    with pytest.raises(ConfigError, match="harvest_dtype"):
+        train_transcoder(model, store, **SITES, config=low)
     with pytest.raises(ConfigError, match="max-examples"):
         train_several(model, str(store.folder), out=tmp_path / "d", max_examples=3)
