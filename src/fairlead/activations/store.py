@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import override
 
 from fairlead.activations.harvest import iter_site_activations
 from fairlead.core.errors import ConfigError, DataError
@@ -25,7 +26,7 @@ from fairlead.core.processes import is_first, num_processes, on_first, share_of,
 from fairlead.core.progress import Meter
 from fairlead.core.run import atomic_path, read_json, sha256_json, sha256_json_list, write_json
 from fairlead.core.site import Site
-from fairlead.data import ChatData, Encoded, PackedTexts, Row
+from fairlead.data import ChatData, Encoded, PackedTexts, Row, TextsOnDemand
 
 if TYPE_CHECKING:
     from fairlead.models import Model
@@ -277,7 +278,7 @@ class ActivationStore:
         return self._open[name]
 
 
-class _StoredTexts(Sequence[Encoded]):
+class _StoredTexts(TextsOnDemand):
     """The texts of a store as rows of tokens."""
 
     def __init__(self, store: ActivationStore) -> None:
@@ -286,16 +287,8 @@ class _StoredTexts(Sequence[Encoded]):
     def __len__(self) -> int:
         return len(self._store.lengths)
 
-    @overload
-    def __getitem__(self, index: int) -> Encoded: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Encoded]: ...
-    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
+    @override
+    def text(self, index: int) -> Encoded:
         return Encoded(self._store.ids(index).tolist(), self._store.loss_mask(index), index, Row(text=""))
 
 

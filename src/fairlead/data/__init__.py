@@ -6,7 +6,7 @@ from fairlead.data.classifier import TextClassifier, fit_text_classifier
 from fairlead.data.default_suite import suite_from
 from fairlead.data.encode import Encoded, check_aligned, encode, encode_aligned, response_positions
 from fairlead.data.load import load_data, save_data
-from fairlead.data.packed import PackedTexts
+from fairlead.data.packed import PackedTexts, TextsOnDemand
 from fairlead.data.pieces import token_text
 from fairlead.data.rows import ChatData, Message, Row, as_messages, as_rows, with_system
 from fairlead.data.spec import load_spec, parse_spec
@@ -42,6 +42,7 @@ __all__ = [
     "SkillSet",
     "Suite",
     "TextClassifier",
+    "TextsOnDemand",
     "TraitCheck",
     "as_messages",
     "as_rows",

@@ -5,11 +5,13 @@ A list of `Encoded` costs 60 to 70 bytes a token in Python objects, which is wha
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
+from typing_extensions import override
 
 from fairlead.data.encode import Encoded, encode
 from fairlead.data.rows import ChatData, Row
@@ -21,7 +23,26 @@ _CHUNK = 512
 _NO_ROW = Row(text="")
 
 
-class PackedTexts(Sequence[Encoded]):
+class TextsOnDemand(Sequence[Encoded]):
+    """Texts that are turned into an `Encoded` when they are asked for."""
+
+    @abstractmethod
+    def text(self, index: int) -> Encoded:
+        """The text at a place from 0 on."""
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Encoded]: ...
+    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.text(index % len(self))
+
+
+class PackedTexts(TextsOnDemand):
     """Encoded texts; a text is turned into an `Encoded` (its row left out) when it is asked for.
 
     Attributes:
@@ -57,15 +78,7 @@ class PackedTexts(Sequence[Encoded]):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @overload
-    def __getitem__(self, index: int) -> Encoded: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Encoded]: ...
-    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
+    @override
+    def text(self, index: int) -> Encoded:
         where = slice(int(self._start[index]), int(self._start[index + 1]))
         return Encoded(self._ids[where].tolist(), self._mask[where].tolist(), index, _NO_ROW)
