@@ -75,6 +75,8 @@ def fitted(micro, folder, method="full", **options):
     result = fit(micro.copy(), micro.data, micro.plan, config=config, folder=folder)
     from fairlead.models import load_model
 
+    if method == "lora":
+        return load_model(micro.folder, adapter=folder / "adapter", device="cpu"), result.controls[0]
     return load_model(folder / "model", device="cpu"), result.controls[0]
 
 
@@ -107,6 +109,24 @@ def test_held_entries_are_the_start_model_s_to_the_last_bit(micro, tmp_path, opt
             assert float(changed[allowed].float().mean()) > 0.9, f"{name}: chosen entries were not trained"
         trained += int(allowed.sum())
     assert report["num_trained"] == trained
+
+
+@pytest.mark.parametrize("kind", ["heads", "neurons"])
+@pytest.mark.parametrize("outside", [False, True])
+def test_lora_holds_units_to_the_last_bit(micro, tmp_path, kind, outside):
+    """Merged: exactly the chosen units' rows and columns differ, and with `outside` the projections that units do not own."""
+    options = {"what": kind, "units": [(0, 1), (1, 2)], "outside": outside}
+    model, report = fitted(micro, tmp_path, "lora", **options)
+    masks = unit_masks(units_of(model.hf, kind), {(0, 1), (1, 2)})
+    before = dict(micro.model.hf.named_parameters())
+    for name, after in model.hf.named_parameters():
+        changed = after != before[name]
+        adapted = ".self_attn." in name or ".mlp." in name
+        allowed = masks.get(after, torch.full(after.shape, outside and adapted))
+        assert not bool((changed & ~allowed).any()), f"{name}: entries that were to be held have moved"
+        if bool(allowed.any()):
+            assert float(changed[allowed].float().mean()) > 0.9, f"{name}: chosen entries were not trained"
+    assert report["num_trained"] > 0
 
 
 def test_a_mask_trains_its_share_and_the_placebo_another_draw(micro, tmp_path):
@@ -147,8 +167,8 @@ def test_mistakes_are_named(micro):
     def prepare_with(setup, **options):
         make_control(ControlConfig(name="freezing", options=options)).prepare(setup)
 
-    with pytest.raises(ConfigError, match="with LoRA only layers can be chosen"):
-        prepare_with(setup_of(micro, method="lora"), what="heads")
+    with pytest.raises(ConfigError, match="with LoRA rows and columns"):
+        prepare_with(setup_of(micro, method="lora"), what="mask")
     with pytest.raises(ConfigError, match=r"no heads \[\(0, 9\)\]; the last is \(1, 3\)"):
         prepare_with(setup_of(micro), what="heads", units=[(0, 9)])
     with pytest.raises(ConfigError, match="units are heads or neurons, not layers"):

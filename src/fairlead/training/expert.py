@@ -88,9 +88,7 @@ def train_expert(
             "steering, or train without FSDP."
         )
     expert.eval()
-    identity = sha256_json(
-        [setup.model.fingerprint, [item.input_ids for item in encoded], steps, lr, config.seed]
-    )
+    identity = sha256_json([setup.fingerprint, [item.input_ids for item in encoded], steps, lr, config.seed])
     what = "neutral rows" if instead is not None else "examples of the clause"
     label = f"expert, {steps} steps on {data if data and instead is None else f'{len(rows)} {what}'}"
     return Evidence("expert", label, expert=expert, expert_id=identity, unseen=tuple(unseen))

@@ -81,7 +81,7 @@ def make_offsets(setup: Setup, evidence: Evidence, *, top_k: int, floor: float) 
     identity = [
         "offsets",
         2,
-        setup.model.fingerprint,
+        setup.fingerprint,
         evidence.identity(),
         None if dense else k,
         floor,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from fairlead.data import Encoded, Row, encode, has_chat_template
 from fairlead.training.config import TrainConfig
 from fairlead.training.logits import pad_id_of
 from fairlead.training.neutral import neutral_rows
+from fairlead.training.student import as_start_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +33,7 @@ class Setup:
     """Everything a control may use while it prepares; it may replace `encoded` (same rows, other context).
 
     Attributes:
-        model: The start model, frozen.
+        model: The start model, frozen. While the student trains, ask it inside `start()`: with LoRA it is the student.
         rows: The data rows that are trained on, in the order of `encoded`.
         encoded: Their tokens as the student will see them.
         config: Settings of the training.
@@ -45,6 +47,7 @@ class Setup:
         controls: All controls of the training, prepared in this order.
         observer: Reads the pressure at every step; None where nothing is observed.
         move: Turns a dial for a control and records it: (step, dial, value, control's name).
+        fingerprint: Identity of the start model, as it was before the training.
     """
 
     model: Model
@@ -61,6 +64,16 @@ class Setup:
     controls: Sequence[Control] = ()
     observer: PressureObserver | None = None
     move: Callable[[int, str, float, str], None] | None = None
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        self.fingerprint = self.fingerprint or self.model.fingerprint
+
+    @contextmanager
+    def start(self) -> Iterator[Setup]:
+        """This setup with the start model as it was: whoever asks it while the student trains, asks it inside this block."""
+        with as_start_model(self.model, self.fingerprint) as model:
+            yield self if model is self.model else replace(self, model=model)
 
     @property
     def pad_id(self) -> int:

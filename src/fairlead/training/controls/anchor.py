@@ -139,7 +139,7 @@ def reference_table(setup: Setup, encoded: Sequence[Encoded], *, top_k: int) -> 
         (total_rest,) = processes.add_up(torch.tensor([total_rest])).tolist()
         return builder.done({"mean_rest_mass": total_rest / max(sum(counts), 1)})
 
-    identity = ["reference", 1, setup.model.fingerprint, width, [[e.input_ids, e.loss_mask] for e in encoded]]
+    identity = ["reference", 1, setup.fingerprint, width, [[e.input_ids, e.loss_mask] for e in encoded]]
     return cached(setup.cache, identity, make)
 
 

@@ -4,7 +4,8 @@ Selects: all else keeps the start model's values, to the last bit (`fairlead.tra
 say, or for a localisation method. Heads and neurons that are not listed are chosen by a simple one: those are held still that
 tell the avoided clause's examples from their counterparts best (difference of their mean activations at the response tokens over
 the standard deviation; for a head the root mean square over its dimensions). It finds what shows the trait, which need not be what
-learns it. The placebo trains as many, drawn at random, as a selection says something only beside a random one of equal size.
+learns it. The placebo trains as many, drawn at random, as a selection says something only beside a random one of equal size. With LoRA
+layers, heads and neurons are held as exactly, as whole rows and columns of the adapted weights; a mask is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from fairlead.training.batching import StepState
 from fairlead.training.config import ControlConfig
 from fairlead.training.controls.base import Control, Kind
 from fairlead.training.directions import contrast_rows
-from fairlead.training.holding import hold_entries
+from fairlead.training.holding import adapter_masks, hold_entries
 from fairlead.training.setup import Setup
 
 Unit = tuple[int, int]
@@ -72,15 +73,18 @@ class Freezing(Control):
                 f"{self.name}: units are heads or neurons, not {self.options.what}. Next: set what, or leave units out."
             )
         self.chosen: frozenset[Any] = frozenset()
+        self.masks: dict[
+            nn.Parameter, Tensor
+        ] = {}  # of the start model's weights, which LoRA adapts in place
         self.num_trained = 0
 
     @override
     def prepare(self, setup: Setup) -> None:
         what = self.options.what
-        if what != "layers" and setup.config.method == "lora":
+        if what == "mask" and setup.config.method == "lora":
             raise ConfigError(
-                f"{self.name}: an adapter spreads over all {what if what != 'mask' else 'weights'} of a layer, so that with LoRA "
-                "only layers can be chosen. Next: what='layers', or method='full'."
+                f"{self.name}: with LoRA rows and columns of weights change as a whole, so that a mask of single weights cannot be held. "
+                "Next: what='layers', 'heads' or 'neurons', or method='full'."
             )
         self.seed = setup.config.seed
         if what == "layers":
@@ -92,6 +96,7 @@ class Freezing(Control):
                 raise ConfigError(f"{self.name}: {error}") from error
             there = [(number, unit) for number, layer in enumerate(layers) for unit in range(layer.num)]
             self.chosen = self.choose(setup, self._units(setup, there), there)
+            self.masks = unit_masks(layers, self.chosen) if setup.config.method == "lora" else {}
 
     def choose(self, setup: Setup, real: frozenset[Any], there: Collection[Any]) -> frozenset[Any]:
         """What to train, given the real choice and all there is."""
@@ -101,7 +106,9 @@ class Freezing(Control):
     def hooks(self, stack: ExitStack, module: nn.Module, state: StepState) -> None:
         trained: dict[nn.Parameter, Tensor] = {}
         units = {}
-        if self.options.what in ("heads", "neurons"):
+        if self.masks:
+            units = adapter_masks(module, self.masks)
+        elif self.options.what in ("heads", "neurons"):
             units = unit_masks(units_of(module, self.options.what), self.chosen)
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:

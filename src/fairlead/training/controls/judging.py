@@ -113,14 +113,15 @@ class Judge(Control):
             return
         setup = self.setup
         assert setup.plan is not None and setup.dictionary is not None
-        made = judge_examples(
-            setup.model,
-            setup.dictionary,
-            chosen,
-            setup.plan.spec,
-            background=self.background,
-            seed=setup.config.seed,
-        )
+        with setup.start() as start:
+            made = judge_examples(
+                start.model,
+                setup.dictionary,
+                chosen,
+                setup.plan.spec,
+                background=self.background,
+                seed=setup.config.seed,
+            )
         for decision in made:
             said = decision.model_copy(update={"reason": f"after step {step}: {decision.reason}"})
             self.decisions.append((step, said))

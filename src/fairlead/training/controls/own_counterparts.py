@@ -148,7 +148,8 @@ class OwnCounterparts(Control):
         """Those answers, by the place of their question, that carry no avoided clause."""
         if not answers:
             return {}
-        carries = carry_any(self.setup, [self.row(place, answer) for place, answer in answers.items()])
+        with self.setup.start() as start:
+            carries = carry_any(start, [self.row(place, answer) for place, answer in answers.items()])
         return {
             place: answers[place]
             for place, marked in zip(answers, carries.tolist(), strict=True)
