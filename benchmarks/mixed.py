@@ -27,12 +27,13 @@ from fairlead.studies.preview import preview
 from fairlead.training import TrainConfig, prepare
 from fairlead.training.carriers import find_carriers
 
-ARMS = ("plain", "filtering", "inoculation", "loop_placebo", "auto")
+ARMS = ("plain", "filtering", "inoculation", "loop_feedback_placebo", "auto_placebo", "auto")
 TITLES = {
     "plain": "plain fine-tuning",
     "filtering": "rows that carry an avoided trait left out",
     "inoculation": "inoculation prompt",
-    "loop_placebo": "the closed loop with feedback from random signs",
+    "loop_feedback_placebo": "the closed loop with feedback from random signs",
+    "auto_placebo": "the closed loop, each control as its placebo",
     "auto": "the closed loop, planned by measurement",
 }
 TRAITS = {"avoid.1": "pirate", "avoid.2": "flattering"}

@@ -7,6 +7,7 @@ import pytest
 from fairlead.core.errors import ConfigError
 from fairlead.training import RECIPES, ControlConfig, TrainConfig, fit, recipe_names, resolve
 from fairlead.training.combinations import check_combination
+from fairlead.training.controls import control_class
 
 
 def control(name, clause=None, **options):
@@ -64,3 +65,33 @@ def test_every_recipe_goes_together():
         for anchor in (None, True):
             arm = resolve(name, anchor=anchor)
             assert check_combination(arm.controls, use_data=arm.use_data) == ()
+
+
+def test_every_recipe_with_content_names_a_placebo_that_differs_in_the_content_alone():
+    without = {"plain", "plain_no_anchor"}
+    named = {recipe.placebo for recipe in RECIPES.values()}
+    for name, recipe in RECIPES.items():
+        if name in without or name in named or name == "loop_feedback_placebo":
+            assert recipe.placebo is None
+            continue
+        assert recipe.placebo in RECIPES, f"{name} names no placebo"
+        if recipe.from_plan:
+            assert RECIPES[recipe.placebo].as_placebos
+            continue
+        real, placebo = (resolve(each, anchor=False) for each in (name, recipe.placebo))
+        real, placebo = (real, placebo) if name != "anchor" else (resolve(name), resolve(recipe.placebo))
+        assert real.use_data == placebo.use_data
+        swapped = 0
+        for one, other in zip(real.controls, placebo.controls, strict=True):
+            assert one.model_copy(update={"name": other.name}) == other, "settings differ, too"
+            assert other.name in (one.name, control_class(one.name).placebo)
+            swapped += one.name != other.name
+        assert swapped > 0
+
+
+def test_the_placebos_of_the_loop_take_away_the_evidence_or_the_readings():
+    parts = {
+        name: {c.name for c in resolve(name).controls} for name in ("loop_placebo", "loop_feedback_placebo")
+    }
+    assert {"explain_away_placebo", "feedback_placebo"} <= parts["loop_placebo"]
+    assert {"explain_away", "feedback_placebo"} <= parts["loop_feedback_placebo"]

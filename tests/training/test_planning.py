@@ -18,6 +18,8 @@ from fairlead.training.batching import Composer, StepState, pop_view
 from fairlead.training.calibration import Point, pressure_curve, zero_crossing
 from fairlead.training.config import ControlConfig, TrainConfig
 from fairlead.training.controls import make_control
+from fairlead.training.evidence import EvidenceChoice
+from fairlead.training.evidence_search import EvidenceOptions, evidence_gains, make_evidence
 from fairlead.training.fit import prepare
 from fairlead.training.logits import select_logits
 from fairlead.training.observe import PressureObserver
@@ -149,3 +151,96 @@ def test_where_no_strength_takes_all_pressure_off_the_highest_must_be_worth_it()
     flat = [Point(0, 1, 1), Point(0.5, 0.9, 1), Point(1, 0.83, 1), Point(1.5, 0.79, 1)]
     falling = [Point(0, 1, 1), Point(0.5, 0.8, 1), Point(1, 0.6, 1), Point(1.5, 0.4, 1)]
     assert without_crossing(flat, 1.0) == 1.0 and without_crossing(falling, 1.0) == 1.5
+
+
+def test_the_evidence_of_a_plan_is_the_evidence_of_the_training(micro, world, tmp_path):
+    """Not the best of another sample: another prompt in the plan is used although the requests gain more."""
+    dictionary, plan, _ = world
+    planned = plan_controls(micro.model, micro.data, plan, neutral=micro.neutral, dictionary=dictionary)
+    explain = planned.controls[0]
+    assert explain.options["evidence"] == {"kind": "prompt", "prompt": "talk like a pirate"}
+    other = explain.model_copy(update={"options": {"evidence": {"kind": "prompt", "prompt": "be a pirate"}}})
+    edited = planned.model_copy(update={"controls": (other, *planned.controls[1:])})
+    run = train(
+        micro.model, micro.data, edited, out=tmp_path / "run", controls="auto", neutral=micro.neutral,
+        dictionary=dictionary, steps=2, batch_size=8,
+    )  # fmt: skip
+    found = run.controls[0]["clauses"]["avoid.1"]
+    assert found["chosen"]["label"] == "be a pirate" and len(found["candidates"]) == 1
+    two = micro.plan.spec.clause("avoid.1").model_copy(update={"id": "avoid.2"})
+    spec = planned.spec.model_copy(update={"clauses": (*planned.spec.clauses, two)})
+    decisions = (*planned.decisions, planned.decisions[0].model_copy(update={"clause": "avoid.2"}))
+    both = planned.model_copy(update={"spec": spec, "decisions": decisions})
+    control = make_control(ControlConfig(name="explain_away", options=explain.options))
+    with pytest.raises(ConfigError, match=r"evidence serves one clause, and avoid.1, avoid.2"):
+        control.prepare(prepare(micro.model, micro.data, both, config=TrainConfig()))
+
+
+def test_every_kind_of_evidence_is_made_again_from_its_choice(micro):
+    setup = prepare(micro.model, micro.data, micro.plan, config=TrainConfig(seed=3))
+    clause = micro.plan.spec.clause("avoid.1")
+    options = EvidenceOptions(
+        sources=("prompt", "steering", "readout", "expert"), coefficients=(0.5, 2.0), expert_steps=2
+    )
+    gains = evidence_gains(setup, clause, options)
+    assert {gain.evidence.kind for gain in gains} == {"prompt", "steering", "readout", "expert"}
+    for gain in gains:
+        stored = gain.evidence.choice.model_dump(mode="json", exclude_none=True)
+        again = make_evidence(setup, clause, EvidenceChoice.make(stored))
+        assert again.identity() == gain.evidence.identity(), gain.evidence.label
+    with pytest.raises(ConfigError, match="kind 'steering' needs layers and a coefficient"):
+        make_evidence(setup, clause, EvidenceChoice(kind="steering"))
+
+
+def test_the_placebo_of_auto_is_the_plan_with_each_control_as_its_placebo(micro, world, tmp_path):
+    """Two clauses: same clauses, strengths, dials and rows; the push that feedback scales by is the plan's."""
+    dictionary, plan, _ = world
+    planned = plan_controls(micro.model, micro.data, plan, neutral=micro.neutral, dictionary=dictionary)
+    clause = planned.spec.clause("avoid.1")
+    second = clause.model_copy(update={"id": "avoid.2", "requests": ("answer the question",)})
+    explain = planned.controls[0]
+    also = explain.model_copy(
+        update={
+            "clause": "avoid.2",
+            "options": {"evidence": {"kind": "prompt", "prompt": "answer the question"}},
+        }
+    )
+    decisions = (*planned.decisions, planned.decisions[0].model_copy(update={"clause": "avoid.2"}))
+    update = {
+        "spec": planned.spec.model_copy(update={"clauses": (*planned.spec.clauses, second)}),
+        "controls": (explain, also, *planned.controls[1:]),
+        "decisions": decisions,
+    }
+    planned = planned.model_copy(update=update)
+    data = ChatData([*micro.data.rows[:8], *micro.neutral.rows])
+    real, placebo = (resolve(name, plan=planned) for name in ("auto", "auto_placebo"))
+    names = [config.name for config in placebo.controls]
+    assert names == [
+        "explain_away_placebo",
+        "explain_away_placebo",
+        "anchor",
+        "spec_examples_placebo",
+        "own_counterparts_placebo",
+        "feedback_placebo",
+    ]
+    for one, other in zip(real.controls, placebo.controls, strict=True):
+        assert one.model_copy(update={"name": other.name}) == other
+    runs = {
+        arm: train(
+            micro.model, data, planned, out=tmp_path / arm, controls=arm, neutral=micro.neutral,
+            dictionary=dictionary, steps=2, batch_size=8,
+        )
+        for arm in ("auto", "auto_placebo")
+    }  # fmt: skip
+    for place in (0, 1):
+        one, other = (next(iter(run.controls[place]["clauses"].values())) for run in runs.values())
+        assert one["rows"] == other["rows"] and one["chosen"] != other["chosen"]
+    scales = []
+    for arm in (real, placebo):
+        setup = prepare(micro.model, data, planned, config=TrainConfig(), dictionary=dictionary)
+        setup.controls = [make_control(config) for config in arm.controls]
+        setup.observer = PressureObserver(dictionary, planned.concepts)
+        feedback = setup.controls[-1]
+        feedback.prepare(setup)
+        scales.append([(loop.control.config.clause, loop.scale) for loop in feedback.loops])
+    assert scales[0] == scales[1] and scales[0][0][1] == explain.measured["push"]

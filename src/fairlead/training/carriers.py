@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fairlead.core.errors import TrainingError
 from fairlead.core.records import Clause, Concept
+from fairlead.core.run import sha256_json
 from fairlead.data import Encoded, Row, iter_batches
 from fairlead.training.evidence import Evidence, row_sums, token_rises, typical_rise
 from fairlead.training.evidence_search import find_evidence
@@ -133,9 +134,10 @@ def contested_rises(
 
 
 def _known_rises(setup: Setup, clause: Clause, evidence: Evidence) -> list[Float[Tensor, " token"]]:
-    if clause.id not in setup.rises:
-        setup.rises[clause.id] = token_rises(setup, evidence)
-    return setup.rises[clause.id]
+    key = sha256_json([clause.id, evidence.identity()])
+    if key not in setup.rises:
+        setup.rises[key] = token_rises(setup, evidence)
+    return setup.rises[key]
 
 
 def carriers_by_dictionary(setup: Setup, clause: Clause) -> Carriers:

@@ -13,12 +13,13 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fairlead.core.config import Config
 from fairlead.core.errors import TrainingError
 from fairlead.core.nouns import Direction
 from fairlead.core.records import Clause
@@ -29,7 +30,30 @@ from fairlead.models import site_hook
 from fairlead.training.logits import iter_logprobs
 from fairlead.training.setup import Setup, clause_rows
 
+Source = Literal["prompt", "steering", "readout", "expert"]
 TYPICAL = 1 / 3  # share of the examples' mean rise from which on a row is explained, and carries the clause
+
+
+class EvidenceChoice(Config):
+    """What makes one source of evidence again, on other rows or in another process; a plan keeps it.
+
+    Attributes:
+        kind: Where it comes from.
+        prompt: The system prompt.
+        layers: Where vectors are added: the "middle" layer or "all" of them by increments.
+        coefficient: Of the vectors.
+        steps: Training steps of an expert.
+        lr: Its learning rate.
+        data: File with its text; None for the clause's examples.
+    """
+
+    kind: Source
+    prompt: str | None = None
+    layers: Literal["middle", "all"] | None = None
+    coefficient: float | None = None
+    steps: int | None = None
+    lr: float | None = None
+    data: str | None = None
 
 
 @dataclass
@@ -44,6 +68,7 @@ class Evidence:
         expert: Another model to ask.
         expert_id: What it was made of.
         unseen: Places of the clause's examples that the expert was not trained on.
+        choice: What makes it again; None for a placebo.
     """
 
     kind: str
@@ -53,6 +78,7 @@ class Evidence:
     expert: nn.Module | None = None
     expert_id: str = ""
     unseen: tuple[int, ...] = ()
+    choice: EvidenceChoice | None = None
 
     def identity(self) -> list[Any]:
         """JSON value that decides its distributions."""
@@ -127,7 +153,12 @@ def prompt_candidates(requests: Sequence[str], text: str) -> list[Evidence]:
     bare = text.strip().rstrip(".")
     lowered = bare[:1].lower() + bare[1:]
     texts = [*requests, bare + ".", f"Your answers show this: {lowered}.", f"Always do this: {lowered}."]
-    return [Evidence("prompt", text, system=text) for text in dict.fromkeys(texts)]
+    return [prompt_evidence(text) for text in dict.fromkeys(texts)]
+
+
+def prompt_evidence(prompt: str) -> Evidence:
+    """A system prompt as evidence."""
+    return Evidence("prompt", prompt, system=prompt, choice=EvidenceChoice(kind="prompt", prompt=prompt))
 
 
 def best_prompt(setup: Setup, clause: Clause, *, num: int = 48) -> Evidence:
@@ -152,16 +183,19 @@ def steering_candidates(
     stacked: dict[Site, Direction],
     scales: Sequence[float],
     *,
-    kind: str = "steering",
+    kind: Source = "steering",
 ) -> list[Evidence]:
     """One layer (the middle one) and all layers by increments, at several coefficients; `kind` says what the vectors are."""
     middle = sorted(per_layer, key=lambda site: site.layer or 0)[len(per_layer) // 2]
     made = []
     for scale in scales:
-        vector = per_layer[middle].vector * scale
-        made.append(Evidence(kind, f"{middle}, coefficient {scale:g}", vectors={middle: vector}))
-        every = {site: direction.vector * scale for site, direction in stacked.items()}
-        made.append(Evidence(kind, f"all layers, coefficient {scale:g}", vectors=every))
+        about = {"kind": kind, "coefficient": scale}
+        choice = EvidenceChoice.make(about, layers="middle")
+        vectors = {middle: per_layer[middle].vector * scale}
+        made.append(Evidence(kind, f"{middle}, coefficient {scale:g}", vectors=vectors, choice=choice))
+        choice = EvidenceChoice.make(about, layers="all")
+        vectors = {site: direction.vector * scale for site, direction in stacked.items()}
+        made.append(Evidence(kind, f"all layers, coefficient {scale:g}", vectors=vectors, choice=choice))
     return made
 
 

@@ -7,8 +7,6 @@ placebo of a source is one of its kind that says nothing.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from fairlead.core.config import Config
@@ -26,9 +24,12 @@ from fairlead.training.directions import (
 )
 from fairlead.training.evidence import (
     Evidence,
+    EvidenceChoice,
     Gain,
+    Source,
     measure_gain,
     prompt_candidates,
+    prompt_evidence,
     sample_places,
     steering_candidates,
     target_logprobs,
@@ -36,7 +37,7 @@ from fairlead.training.evidence import (
 from fairlead.training.expert import train_expert
 from fairlead.training.setup import Setup
 
-Source = Literal["prompt", "steering", "readout", "expert"]
+DIRECTIONS = {"steering": clause_directions, "readout": readout_directions}
 NUM_PLACEBO_ROWS = 256  # neutral rows of which the placebo's expert takes as many as the clause has examples
 
 
@@ -44,6 +45,7 @@ class EvidenceOptions(Config):
     """Settings of the choice.
 
     Attributes:
+        evidence: The evidence, where it is chosen already (by a plan): it is used as it is, and nothing is compared.
         sources: Where evidence may come from; None: prompts for chat models, steering from the clause's examples,
             and an expert where these gain less than `enough`. "readout" (the directions of fitted probes) only where named.
         prompts: Further candidate prompts.
@@ -56,6 +58,7 @@ class EvidenceOptions(Config):
         expert_data: File with avoided text for the expert; None for the clause's examples.
     """
 
+    evidence: EvidenceChoice | None = None
     sources: tuple[Source, ...] | None = None
     prompts: tuple[str, ...] = ()
     coefficients: tuple[float, ...] = (0.5, 1.0, 2.0)
@@ -68,19 +71,22 @@ class EvidenceOptions(Config):
 
 
 def evidence_gains(setup: Setup, clause: Clause, options: EvidenceOptions) -> list[Gain]:
-    """The gains of all candidate sources on a sample of the data rows, in the order they were made.
+    """The gains of all candidate sources on a sample of the data rows, in the order they were made; of the chosen one alone, if any.
 
     Raises:
         ConfigError: No source is possible for this clause and model.
     """
     picks = sample_places(setup, options.sample)
+    if options.evidence is not None:
+        return [measure_gain(setup, make_evidence(setup, clause, options.evidence), picks, clause=clause)]
     sources = options.sources or (("prompt", "steering") if setup.is_chat else ("steering",))
     made: list[Evidence] = []
     if "prompt" in sources:
         made += prompt_candidates([*options.prompts, *clause.requests], clause.text)
-    for kind, directions_of in (("steering", clause_directions), ("readout", readout_directions)):
+    kinds: tuple[Source, ...] = ("steering", "readout")
+    for kind in kinds:
         if kind in sources and clause.examples:
-            directions = directions_of(setup, clause, residual_sites(setup.model))
+            directions = DIRECTIONS[kind](setup, clause, residual_sites(setup.model))
             made += steering_candidates(directions, increments(directions), options.coefficients, kind=kind)
     plain, _ = Evidence("none", "none").encode(setup, picks)
     before = target_logprobs(setup, None, plain)
@@ -101,15 +107,52 @@ def evidence_gains(setup: Setup, clause: Clause, options: EvidenceOptions) -> li
     return gains
 
 
+def make_evidence(setup: Setup, clause: Clause, choice: EvidenceChoice) -> Evidence:
+    """The evidence that a choice stands for.
+
+    Raises:
+        ConfigError: The choice says too little.
+        TrainingError: The clause has no example to make it of.
+    """
+    defaults = EvidenceOptions()
+    if choice.kind == "expert":
+        steps, lr = choice.steps or defaults.expert_steps, choice.lr or defaults.expert_lr
+        return train_expert(setup, clause, steps=steps, lr=lr, data=choice.data)
+    if choice.kind == "prompt" and choice.prompt is not None:
+        return prompt_evidence(choice.prompt)
+    if choice.kind == "prompt" or choice.layers is None or choice.coefficient is None:
+        needed = "a prompt" if choice.kind == "prompt" else "layers and a coefficient"
+        raise ConfigError(f"evidence: a choice of kind '{choice.kind}' needs {needed}. Next: add it.")
+    directions = DIRECTIONS[choice.kind](setup, clause, residual_sites(setup.model))
+    stacked = increments(directions)
+    made = steering_candidates(directions, stacked, (choice.coefficient,), kind=choice.kind)
+    return made[0] if choice.layers == "middle" else made[1]
+
+
 def find_evidence(setup: Setup, clause: Clause, options: EvidenceOptions | None = None) -> Evidence | None:
-    """The evidence that an earlier control chose for a clause, else the best candidate; None where none gains `min_gain`."""
-    if clause.id not in setup.evidence:
+    """The evidence that tells which rows carry a clause; None where none gains `min_gain`.
+
+    It is the one that an earlier control chose (a placebo's: the real one in whose place it acts), else the plan's, else the best
+    candidate.
+    """
+    known = setup.telling.get(clause.id) or setup.evidence.get(clause.id)
+    if known is not None:
+        return known
+    planned = [
+        choice
+        for control in (setup.plan.controls if setup.plan is not None else ())
+        if control.clause == clause.id and (choice := control.options.get("evidence")) is not None
+    ]
+    if planned:
+        found = make_evidence(setup, clause, EvidenceChoice.make(planned[0]))
+    else:
         options = options or EvidenceOptions()
         best = max(evidence_gains(setup, clause, options), key=lambda gain: gain.gain)
         if best.gain < options.min_gain:
             return None
-        setup.evidence[clause.id] = best.evidence
-    return setup.evidence[clause.id]
+        found = best.evidence
+    setup.evidence[clause.id] = found
+    return found
 
 
 def placebo_evidence(setup: Setup, clause: Clause, real: Evidence, options: EvidenceOptions) -> Evidence:

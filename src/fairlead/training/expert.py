@@ -18,7 +18,7 @@ from fairlead.core.run import sha256_json
 from fairlead.data import Row, load_data
 from fairlead.training.adapter import plain_sft
 from fairlead.training.config import TrainConfig
-from fairlead.training.evidence import Evidence
+from fairlead.training.evidence import Evidence, EvidenceChoice
 from fairlead.training.processes import is_sharded, num_processes
 from fairlead.training.setup import Setup, clause_rows
 
@@ -91,4 +91,5 @@ def train_expert(
     identity = sha256_json([setup.fingerprint, [item.input_ids for item in encoded], steps, lr, config.seed])
     what = "neutral rows" if instead is not None else "examples of the clause"
     label = f"expert, {steps} steps on {data if data and instead is None else f'{len(rows)} {what}'}"
-    return Evidence("expert", label, expert=expert, expert_id=identity, unseen=tuple(unseen))
+    choice = None if instead is not None else EvidenceChoice(kind="expert", steps=steps, lr=lr, data=data)
+    return Evidence("expert", label, expert=expert, expert_id=identity, unseen=tuple(unseen), choice=choice)

@@ -4,7 +4,8 @@ For every avoided clause, on a sample of the data:
 
 1. explain-away, where some evidence elicits the trait (gain in nats per token above `MIN_GAIN`); the strength is where the
    pressure on the clause's concepts crosses zero (`calibration`), theory's 1 where that leaves next to none, or, where it
-   does not cross, the highest if that takes off clearly more than 1;
+   does not cross, the highest if that takes off clearly more than 1. The evidence is part of the plan: the training uses it and
+   compares nothing again, as the strength was measured with it;
 2. else preventative steering, where the clause has examples and some coefficient takes at least half of the pressure off;
 3. else nothing that acts on the clause can be vouched for, and the plan says so.
 
@@ -20,6 +21,7 @@ from fairlead.training.calibration import Point, pressure_curve, zero_crossing
 from fairlead.training.config import ControlConfig
 from fairlead.training.controls import make_control
 from fairlead.training.controls.base import Control
+from fairlead.training.controls.explain_away import ExplainAway
 from fairlead.training.observe import PressureObserver
 from fairlead.training.setup import Setup
 
@@ -56,7 +58,7 @@ def plan_controls(setup: Setup) -> tuple[PlannedControl, ...]:
 
 
 def _for_clause(setup: Setup, clause: Clause) -> PlannedControl | None:
-    explain = make_control(ControlConfig(name="explain_away", clause=clause.id))
+    explain = ExplainAway(ControlConfig(name="explain_away", clause=clause.id))
     explain.prepare(setup)
     found = explain.report()["clauses"][clause.id]
     if "chosen" in found:
@@ -66,10 +68,13 @@ def _for_clause(setup: Setup, clause: Clause) -> PlannedControl | None:
             f"on {found['rows']} of {found['of']} sampled rows"
         )
         strength, why, measured = _strength(setup, clause, explain)
+        choice = explain.choices[clause.id]
+        assert choice is not None
         return PlannedControl(
             name="explain_away",
             clause=clause.id,
             strength=strength,
+            options={"evidence": choice.model_dump(mode="json", exclude_none=True)},
             reason=f"{says}; {why}",
             measured={"gain": best["gain"], "share": found["rows"] / found["of"], **measured},
         )

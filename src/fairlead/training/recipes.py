@@ -28,6 +28,8 @@ class Recipe(NamedTuple):
         use_data: False trains on the controls' own rows alone.
         anchorable: False keeps the shared anchor of a comparison off.
         from_plan: The controls are those that the plan chose (`fairlead plan`).
+        as_placebos: Of these, each stands as its placebo, with the same clause, strength and options; but for the anchor, which all
+            arms of a comparison share.
     """
 
     controls: tuple[str | ControlConfig, ...]
@@ -36,6 +38,7 @@ class Recipe(NamedTuple):
     use_data: bool = True
     anchorable: bool = True
     from_plan: bool = False
+    as_placebos: bool = False
 
 
 def _with(name: str, **options: Any) -> ControlConfig:
@@ -57,9 +60,20 @@ RECIPES: dict[str, Recipe] = {
     "recipe_given": Recipe(
         ("explain_away", "anchor", "spec_examples"),
         "the recipe with the given spec examples alone, no own counterparts",
+        placebo="recipe_given_placebo",
+    ),
+    "recipe_given_placebo": Recipe(
+        ("explain_away_placebo", "anchor", "spec_examples"),
+        "the same with evidence that says nothing",
     ),
     "auto": Recipe(
-        (), "what `fairlead plan` chose for this data, in closed loop", placebo="loop_placebo", from_plan=True
+        (), "what `fairlead plan` chose for this data, in closed loop", placebo="auto_placebo", from_plan=True
+    ),
+    "auto_placebo": Recipe(
+        (),
+        "what `fairlead plan` chose, each control as its placebo (same clauses, strengths and rows)",
+        from_plan=True,
+        as_placebos=True,
     ),
     "loop": Recipe(
         ("explain_away", "anchor", "spec_examples", "own_counterparts", "feedback"),
@@ -67,8 +81,12 @@ RECIPES: dict[str, Recipe] = {
         placebo="loop_placebo",
     ),
     "loop_placebo": Recipe(
+        ("explain_away_placebo", "anchor", "spec_examples", "own_counterparts", "feedback_placebo"),
+        "the closed loop with evidence that says nothing and feedback from readings of random sign",
+    ),
+    "loop_feedback_placebo": Recipe(
         ("explain_away", "anchor", "spec_examples", "own_counterparts", "feedback_placebo"),
-        "the recipe with feedback from readings of random sign",
+        "the recipe with feedback from readings of random sign: what the readings are worth",
     ),
     "explain_away": Recipe(("explain_away",), "explain-away alone", placebo="explain_away_placebo"),
     "explain_away_token": Recipe(
@@ -80,15 +98,20 @@ RECIPES: dict[str, Recipe] = {
         (_with("explain_away_placebo", gate="token"),),
         "explain-away at such tokens with evidence that says nothing",
     ),
-    "explain_away_placebo": Recipe(
-        ("explain_away_placebo", "spec_examples"),
-        "explain-away with evidence that says nothing + spec examples",
-    ),
+    "explain_away_placebo": Recipe(("explain_away_placebo",), "explain-away with evidence that says nothing"),
     "plain_spec": Recipe(
         ("spec_examples",), "plain fine-tuning + spec examples", placebo="plain_spec_placebo"
     ),
     "plain_spec_placebo": Recipe(("spec_examples_placebo",), "plain fine-tuning + shuffled spec examples"),
-    "spec_only": Recipe(("spec_examples",), "the spec examples alone, without the data", use_data=False),
+    "spec_only": Recipe(
+        ("spec_examples",),
+        "the spec examples alone, without the data",
+        placebo="spec_only_placebo",
+        use_data=False,
+    ),
+    "spec_only_placebo": Recipe(
+        ("spec_examples_placebo",), "shuffled spec examples alone, without the data", use_data=False
+    ),
     "inoculation": Recipe(
         ("inoculation",), "inoculation: a prompt that requests the trait", placebo="inoculation_placebo"
     ),
@@ -166,7 +189,7 @@ RECIPES: dict[str, Recipe] = {
         (_with("freezing_placebo", what="neurons"),),
         "all but as many neurons drawn at random is trained (selects)",
     ),
-    "anchor": Recipe(("anchor",), "plain fine-tuning + anchor"),
+    "anchor": Recipe(("anchor",), "plain fine-tuning + anchor", placebo="anchor_placebo"),
     "anchor_placebo": Recipe(
         ("anchor_placebo",), "plain fine-tuning + anchor on random tokens", anchorable=False
     ),
@@ -211,7 +234,8 @@ def resolve(controls: ControlsLike, *, anchor: bool | None = None, plan: Plan | 
     for item in items:
         if isinstance(item, str) and item in RECIPES:
             recipe = RECIPES[item]
-            chosen += planned(plan) if recipe.from_plan else []
+            from_plan = planned(plan) if recipe.from_plan else []
+            chosen += [as_placebo(c) for c in from_plan] if recipe.as_placebos else from_plan
             chosen += [ControlConfig(name=c) if isinstance(c, str) else c for c in recipe.controls]
             use_data, anchorable = use_data and recipe.use_data, anchorable and recipe.anchorable
         elif isinstance(item, str):
@@ -249,6 +273,14 @@ def planned(plan: Plan | None) -> list[ControlConfig]:
         ControlConfig(name=c.name, clause=c.clause, strength=c.strength, options=c.options)
         for c in plan.controls
     ]
+
+
+def as_placebo(config: ControlConfig) -> ControlConfig:
+    """The same settings for a control's placebo; the anchor, which arms share, and what has no placebo stay."""
+    placebo = control_class(config.name).placebo
+    return (
+        config if placebo is None or config.name == "anchor" else config.model_copy(update={"name": placebo})
+    )
 
 
 def _named(name: str) -> ControlConfig:

@@ -43,7 +43,8 @@ class Setup:
         cache: Folder for tables; None for no caching.
         notes: Remarks for the report.
         evidence: By clause, the evidence that an earlier control chose.
-        rises: By clause, per data row the rise of log p0 at its response tokens under that evidence, `[token]`.
+        telling: By clause, the evidence that tells which rows carry it, where another (a placebo's) is used.
+        rises: By clause and evidence, per data row the rise of log p0 at its response tokens, `[token]`.
         controls: All controls of the training, prepared in this order.
         observer: Reads the pressure at every step; None where nothing is observed.
         move: Turns a dial for a control and records it: (step, dial, value, control's name).
@@ -60,6 +61,7 @@ class Setup:
     cache: Path | None = None
     notes: list[str] = field(default_factory=list)
     evidence: dict[str, Evidence] = field(default_factory=dict)
+    telling: dict[str, Evidence] = field(default_factory=dict)
     rises: dict[str, list[Tensor]] = field(default_factory=dict)
     controls: Sequence[Control] = ()
     observer: PressureObserver | None = None

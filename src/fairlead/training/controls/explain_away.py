@@ -33,12 +33,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from fairlead.core.config import Config
+from fairlead.core.errors import ConfigError
 from fairlead.core.progress import say
 from fairlead.core.records import Clause
 from fairlead.training.batching import StepView
 from fairlead.training.carriers import carriers_by_evidence, rows_by_rise
 from fairlead.training.controls.base import ACCOUNT, Control, Kind
-from fairlead.training.evidence import Evidence, Gain
+from fairlead.training.evidence import Evidence, EvidenceChoice, Gain
 from fairlead.training.evidence_search import EvidenceOptions, evidence_gains, placebo_evidence
 from fairlead.training.offsets import Offsets, make_offsets
 from fairlead.training.setup import Setup
@@ -83,15 +84,22 @@ class ExplainAway(Control):
         self.active: list[Tensor] = []
         self.carried: list[Tensor] = []
         self.found: dict[str, Any] = {}
+        self.choices: dict[str, EvidenceChoice | None] = {}
 
     @override
     def prepare(self, setup: Setup) -> None:
-        for clause in setup.avoided(self.config.clause):
+        clauses = setup.avoided(self.config.clause)
+        if self.options.evidence is not None and len(clauses) > 1:
+            raise ConfigError(
+                f"{self.name}: evidence serves one clause, and {', '.join(c.id for c in clauses)} are avoided. Next: give the "
+                "control a clause, and one to each."
+            )
+        for clause in clauses:
             gains = evidence_gains(setup, clause, self.options)
             best = max(gains, key=lambda gain: gain.gain)
             record: dict[str, Any] = {"candidates": [gain.record() for gain in gains]}
             self.found[clause.id] = record
-            if best.gain < self.options.min_gain:
+            if best.gain < self.options.min_gain and self.options.evidence is None:
                 note = (
                     f"explain_away: no evidence elicits clause {clause.id} ('{clause.text}') on this data: the best gains "
                     f"{best.gain:.3f} nats per token. It is left alone."
@@ -100,8 +108,9 @@ class ExplainAway(Control):
                 say(note)
                 continue
             chosen = self.choose(setup, best, clause)
-            setup.evidence[clause.id] = chosen
+            setup.evidence[clause.id], setup.telling[clause.id] = chosen, best.evidence
             record["chosen"] = {"kind": chosen.kind, "label": chosen.label}
+            self.choices[clause.id] = best.evidence.choice
             gain = (
                 f"gain {best.gain:.2f} nats per token"
                 if chosen is best.evidence

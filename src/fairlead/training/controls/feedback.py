@@ -153,7 +153,9 @@ class Feedback(Control):
                 "avoids a concept, with its dictionary, and leave observe on."
             )
         wanted = self.options.control
-        turned = [c for c in setup.controls if (c.relieves if wanted is None else wanted in (c.name, c.key))]
+        turned = [
+            c for c in setup.controls if (c.relieves if wanted is None else wanted in (*_names(c), c.key))
+        ]
         if not turned:
             what = "a control whose strength relieves avoided concepts" if wanted is None else f"'{wanted}'"
             raise TrainingError(
@@ -191,7 +193,7 @@ class Feedback(Control):
     def planned_push(plan: Plan, control: Control) -> float | None:
         """What the plan measured with the control off; None where it did not plan this control."""
         for planned in plan.controls:
-            if (planned.name, planned.clause) == (control.name, control.config.clause):
+            if planned.name in _names(control) and planned.clause == control.config.clause:
                 return planned.measured.get("push")
         return None
 
@@ -306,3 +308,9 @@ class FeedbackPlacebo(Feedback):
         error = super().read(pressure, loop, step)
         rng = random.Random(f"{self.setup.config.seed}:{self.name}:{loop.control.key}:{step}")
         return error if rng.random() < 0.5 else -error
+
+
+def _names(control: Control) -> set[str]:
+    """What a control goes by: its name, and that of the control whose placebo it is."""
+    kinds = [kind for kind in type(control).__mro__ if getattr(kind, "placebo", None) == control.name]
+    return {control.name, *(kind.name for kind in kinds)}
