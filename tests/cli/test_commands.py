@@ -194,6 +194,7 @@ def test_the_reference_page_is_up_to_date():
     assert answer.returncode == 0, answer.stderr
 
 
+<<<<<<< HEAD
 @pytest.fixture
 def called(monkeypatch, tmp_path):
     """Runs a command with a settings file up to its study, which only notes what it is given."""
@@ -263,3 +264,55 @@ mix_target = 0.3
     assert asked["intervention_share"] == 1.0, "the command line wins"
     assert asked["table"] == {"correct_from": 0.9, "mix_target": None, "retract_lambda": 0.5}
     assert called("", *words)["table"] == {"mix_target": 0.6}
+=======
+SETTINGS = """
+[train]
+precision = "bfloat16"
+accumulate = 2
+checkpoint-every = 7
+lora_rank = 4
+
+[[train.controls]]
+name = "anchor"
+
+[[train.controls]]
+name = "inoculation"
+clause = "avoid.1"
+options = { paraphrase = true }
+"""
+
+
+def test_controls_with_settings_reach_the_training_from_the_command_line_and_a_file(monkeypatch, tmp_path):
+    from fairlead.core.errors import RunError
+    from fairlead.training import resolve
+
+    seen = {}
+
+    def study(model, data, plan, **settings):
+        seen.update(settings)
+        raise RunError("enough")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fairlead.studies.train.train", study)
+    monkeypatch.setattr("fairlead.models.load_model", lambda *_, **__: None)
+    monkeypatch.setattr("fairlead.data.load_data", lambda *_, **__: [])
+    Path("settings.toml").write_text(SETTINGS)
+    assert run(["train", "m", "d", "--config", "settings.toml"]) == 2
+    wanted = {"precision": "bfloat16", "accumulate": 2, "checkpoint_every": 7, "lora_rank": 4}
+    assert {name: seen[name] for name in wanted} == wanted
+    anchor, inoculation = resolve(seen["controls"]).controls
+    assert anchor.name == "anchor" and inoculation.name == "inoculation"
+    assert inoculation.clause == "avoid.1" and inoculation.options == {"paraphrase": True}
+    words = ["--controls", "anchor", "--controls", "inoculation:avoid.1(paraphrase=true)", "--no-observe"]
+    assert run(["train", "m", "d", *words, "--checkpoint-every", "0", "--precision", "float32"]) == 2
+    assert resolve(seen["controls"]).controls == (anchor, inoculation)
+    assert (seen["checkpoint_every"], seen["precision"], seen["observe"]) == (0, "float32", False)
+
+
+def test_a_wrong_setting_of_a_control_is_refused_before_anything_is_loaded(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fairlead.models.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    for command, option in (("train", "--controls"), ("compare", "--arm")):
+        assert run([command, "m", "d", option, "inoculation(paraphrased=true)"]) == 2
+        assert "has no option 'paraphrased'. Next: use one of prompt" in capsys.readouterr().err
+>>>>>>> 6639a90 (Controls take settings on the command line and in settings files, or come from one file of one's own; a control without a dial is refused at once; a branch goes on after a stop; a replay notices another dictionary; a lost one is an error)

@@ -173,10 +173,37 @@ def test_wrong_turns_are_named(micro, tmp_path, monkeypatch, dialled):
     assert read_moves(tmp_path / "nowhere") == []
 
 
-def test_a_control_without_a_dial_is_left_as_it_is(micro, tmp_path, monkeypatch):
-    at_step(monkeypatch, {2}, lambda step: request_move(tmp_path / "a", "inoculation", "off"))
-    kept = run(micro, tmp_path / "a", controls=["inoculation"])
-    assert kept.moves == ()
+def test_a_control_without_a_dial_is_refused_at_once(micro, tmp_path, monkeypatch):
+    errors = []
+
+    def act(step):
+        for name in ("inoculation", "freezing"):
+            with pytest.raises(
+                ConfigError, match=rf"has no dial '{name}'. Next: use one of anchor, training"
+            ) as found:
+                request_move(tmp_path / "a", name, "0.5")
+            errors.append(found)
+
+    at_step(monkeypatch, {2}, act)
+    kept = run(micro, tmp_path / "a", controls=["inoculation", "freezing", "anchor"])
+    assert kept.moves == () and len(errors) == 2
+    with pytest.raises(ConfigError, match="no dial 'inoculation'"):
+        run(
+            micro,
+            tmp_path / "b",
+            controls=["inoculation"],
+            moves=(DialMove(step=1, name="inoculation", value=1.0),),
+        )
+
+
+def test_a_branch_of_a_stopped_run_goes_on(micro, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        at_step(patch, {3}, lambda step: request_move(tmp_path / "a", "training", "stop"))
+        stopped = run(micro, tmp_path / "a")
+    assert len(stopped.steps) == 4, "it stops after the step under way"
+    for at in (2, 5):
+        other = again(micro, branch, stopped, at=at, out=tmp_path / f"b{at}")
+        assert len(other.steps) == 8 and losses(other)[:3] == losses(stopped)[:3]
 
 
 def test_changed_data_are_noticed(micro, tmp_path, dialled):

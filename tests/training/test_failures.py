@@ -7,7 +7,7 @@ import json
 import pytest
 from micro_world import make_dictionary
 
-from fairlead.core.errors import FairleadError, RunError
+from fairlead.core.errors import DictionaryError, FairleadError, RunError
 from fairlead.data import load_data
 from fairlead.studies.replay import replay
 from fairlead.studies.train import train
@@ -78,7 +78,9 @@ def test_what_changed_under_an_unfinished_run_is_named(micro, tmp_path, monkeypa
         write(tmp_path / "data.jsonl", micro.data.subset(range(30)))
     else:
         (tmp_path / "dictionary").rename(tmp_path / "elsewhere")
-    with pytest.raises(RunError, match=rf"a\.part: .*other settings or inputs \(changed: {what}\)\. Next: "):
+    told = rf"a\.part: .*other settings or inputs \(changed: {what}\)\. Next: "
+    told = told if what == "data" else r"dictionary.* is not there, .*Next: restore its folder.*--no-observe"
+    with pytest.raises(FairleadError, match=told):
         train(micro.model, data, plan, **common)
     if what == "data":
         write(tmp_path / "data.jsonl", micro.data)
@@ -97,3 +99,26 @@ def test_a_replay_of_a_changed_or_lost_file_says_so(micro, tmp_path):
     (tmp_path / "data.jsonl").unlink()
     with pytest.raises(FairleadError, match=r"data\.jsonl.*Next: "):
         replay(run, out=tmp_path / "b", **common)
+
+
+def test_a_dictionary_that_is_lost_before_the_first_run_is_an_error_unless_nothing_is_read_with_it(
+    micro, tmp_path
+):
+    plan = micro.plan.model_copy(update={"dictionary": str(tmp_path / "gone")})
+    common = {"neutral": micro.neutral, **FAST}
+    with pytest.raises(DictionaryError, match=r"gone\) is not there.*--no-observe"):
+        train(micro.model, micro.data, plan, out=tmp_path / "a", **{**common, "observe": True})
+    assert not list(tmp_path.iterdir()), "nothing was begun"
+    assert len(train(micro.model, micro.data, plan, out=tmp_path / "b", **common).steps) == 4
+
+
+def test_a_replay_notices_another_dictionary(micro, tmp_path):
+    make_dictionary(micro.model).save(tmp_path / "dictionary")
+    plan = micro.plan.model_copy(update={"dictionary": str(tmp_path / "dictionary")})
+    common = {"model": micro.model, "data": micro.data, "neutral": micro.neutral}
+    settings = {**FAST, "observe": True}
+    run = train(micro.model, micro.data, plan, out=tmp_path / "a", neutral=micro.neutral, **settings)
+    assert replay(run, out=tmp_path / "b", **common).same
+    make_dictionary(micro.model, seed=1).save(tmp_path / "dictionary")
+    with pytest.raises(RunError, match=r"its dictionary \(.*dictionary\) have changed since"):
+        replay(run, out=tmp_path / "c", **common)

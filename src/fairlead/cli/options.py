@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +29,7 @@ def _read_settings(
 
     The file's top level holds settings by option name (`max_examples` or `max-examples`); a table named
     after a command (`[train]`, `[dict.train]`) holds settings for that command only, so that one file can
-    serve a whole project.
+    serve a whole project. A list may hold tables (`[[controls]]`, `[[train.controls]]`).
 
     Args:
         context: Of the command.
@@ -61,9 +62,16 @@ def _read_settings(
         )
     context.meta[FIELDS] = {key: settings.pop(key) for key in sorted(fields & set(settings) - known)}
     many = {p.name for p in context.command.params if getattr(p, "multiple", False)}
-    settings = {k: [v] if k in many and isinstance(v, str) else v for k, v in settings.items()}
+    settings = {k: [v] if k in many and isinstance(v, str) else _as_text(v) for k, v in settings.items()}
     context.default_map = {**(context.default_map or {}), **settings}
     return path
+
+
+def _as_text(value: Any) -> Any:
+    """Tables in a list (`[[controls]]`) as JSON text, which the option reads."""
+    if not isinstance(value, list):
+        return value
+    return [json.dumps(item) if isinstance(item, Mapping) else item for item in value]
 
 
 AsJson = Annotated[

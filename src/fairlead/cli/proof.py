@@ -61,6 +61,15 @@ VerifyAt = Annotated[
     ),
 ]
 OnLong = Annotated[str, typer.Option(help="A longer example is an error, or: truncate, drop.")]
+Accumulate = Annotated[int, typer.Option(min=1, help="Micro-batches of --batch-size in an optimizer step.")]
+Precision = Annotated[
+    str, typer.Option(help="Autocast: float32, bfloat16, or auto (bfloat16 on a GPU that has it).")
+]
+CheckpointEvery = Annotated[
+    int,
+    typer.Option(min=0, help="Steps between checkpoints from which the same command goes on; 0 for none."),
+]
+LoraRank = Annotated[int, typer.Option(min=1, help="With --method lora: rank of the adapter.")]
 
 
 def train(
@@ -75,8 +84,10 @@ def train(
         list[str] | None,
         typer.Option(
             "--controls",
+            metavar="CONTROL",
             help="A recipe or control, may be repeated: recipe (explain away + anchor + spec examples + own counterparts), loop, auto "
-            "(what `fairlead plan` chooses), plain, inoculation, preventative_steering, gradient_projection, ...",
+            "(what `fairlead plan` chooses), plain, inoculation, ... With settings: 'inoculation:avoid.1(paraphrase=true)', "
+            "'explain_away(strength=0.5, gate=none)', or a table `[[controls]]` of --config. Your own: path/to/file.py:ClassName.",
         ),
     ] = None,
     anchor: Anchor = None,
@@ -84,6 +95,9 @@ def train(
     batch_size: BatchSize = 32,
     lr: LearningRate = 5e-4,
     method: Method = "full",
+    lora_rank: LoraRank = 16,
+    accumulate: Accumulate = 1,
+    precision: Precision = "auto",
     verify_at: VerifyAt = None,
     suite: Annotated[
         Path | None, typer.Option("--suite", metavar="FILE", help="What --verify-at measures.")
@@ -91,10 +105,14 @@ def train(
     max_examples: MaxExamples = None,
     max_length: MaxLength = None,
     on_long: OnLong = "error",
+    checkpoint_every: CheckpointEvery = 100,
     packing: Annotated[
         bool,
         typer.Option("--packing", help="Lay rows end to end instead of padding them; for flash attention."),
     ] = False,
+    observe: Annotated[
+        bool, typer.Option("--observe/--no-observe", help="Record the pressure on the plan's concepts.")
+    ] = True,
     seed: Seed = 0,
     dtype: Dtype = "float32",
     device: Device = "auto",
@@ -120,6 +138,7 @@ def train(
     join()
     folder = on_first(lambda: run_folder(out, "train"))
     with working():
+        _check_controls([controls or []])
         start = load_model(model, dtype=dtype, device=device)
         rows = load_data(data, max_records=max_examples)
         run = study(
@@ -139,9 +158,14 @@ def train(
             batch_size=batch_size,
             lr=lr,
             method=method,
+            lora_rank=lora_rank,
+            accumulate=accumulate,
+            precision=precision,
             max_length=max_length,
             on_long=on_long,
+            checkpoint_every=checkpoint_every,
             packing=packing,
+            observe=observe,
             seed=seed,
             overwrite=overwrite,
         )
@@ -188,8 +212,9 @@ def compare(
         list[str] | None,
         typer.Option(
             "--arm",
-            help="A recipe or control, repeat for more; plain, gradient_projection, inoculation and recipe by "
-            "default.",
+            metavar="CONTROL",
+            help="A recipe or control, with settings as for `fairlead train --controls`; repeat for more; plain, gradient_projection, "
+            "inoculation and recipe by default.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds: 0, 1, ...")] = 1,
@@ -202,6 +227,9 @@ def compare(
     batch_size: BatchSize = 32,
     lr: LearningRate = 5e-4,
     method: Method = "full",
+    lora_rank: LoraRank = 16,
+    accumulate: Accumulate = 1,
+    precision: Precision = "auto",
     max_examples: MaxExamples = None,
     max_length: MaxLength = None,
     on_long: OnLong = "error",
@@ -229,6 +257,7 @@ def compare(
 
     folder = run_folder(out, "compare")
     with working():
+        _check_controls([[arm] for arm in arms or ()])
         start = load_model(model, dtype=dtype, device=device)
         rows = load_data(data, max_records=max_examples)
         result = study(
@@ -250,6 +279,9 @@ def compare(
             batch_size=batch_size,
             lr=lr,
             method=method,
+            lora_rank=lora_rank,
+            accumulate=accumulate,
+            precision=precision,
             max_length=max_length,
             on_long=on_long,
             overwrite=overwrite,
@@ -341,6 +373,20 @@ def report(
     )
 
 
+def _is_planned(arm: str) -> bool:
+    from fairlead.training import RECIPES
+
+    return arm in RECIPES and RECIPES[arm].from_plan
+
+
+def _check_controls(arms: list[list[str]]) -> None:
+    """Refuse controls that do not exist or do not go together, before any work is done."""
+    from fairlead.training import resolve
+
+    for arm in arms:
+        resolve([item for item in arm if not _is_planned(item)])
+
+
 def _plan(
     model: Any,
     data: Any,
@@ -354,8 +400,8 @@ def _plan(
 ) -> Any:
     """The plan of a folder, or one made from a spec by preview and decide, or None where neither is given.
 
-    The preview is kept beside the run as `OUT-menu` and taken again when the command is repeated. Where "auto" is among
-    `arms` and the plan has no controls yet, they are chosen here.
+    The preview is kept beside the run as `OUT-menu` and taken again when the command is repeated. Where "auto" (or its placebo) is
+    among `arms` and the plan has no controls yet, they are chosen here.
     """
     from fairlead.core.errors import ConfigError
 
@@ -376,7 +422,7 @@ def _plan(
         made = decide(folder, rules, model=model)
     else:
         return None
-    if "auto" in (arms or ()) and not made.controls:
+    if any(_is_planned(arm) for arm in arms or ()) and not made.controls:
         from fairlead.studies.plan import plan_controls
         from fairlead.training.processes import num_processes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Collection, Sequence
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from fairlead.models import Model
 
 DEFAULT_ARMS = ("plain", "gradient_projection", "inoculation", "recipe")
+_UNSAFE = re.compile(r"[^\w.,=+-]+")  # in the name of an arm's folder
 KEPT_STEPS = 100  # step records per run in comparison.json; all of them stand in the run's metrics.jsonl
 
 
@@ -140,7 +142,7 @@ def compare(
             Job(
                 arm=arm,
                 seed=seed,
-                folder=run.folder / "arms" / f"{arm}-seed{seed}",
+                folder=run.folder / "arms" / f"{_UNSAFE.sub('_', arm)}-seed{seed}",
                 data=data,
                 plan=plan,
                 suite=checks,

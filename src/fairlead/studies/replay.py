@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fairlead.core.errors import RunError
-from fairlead.core.run import sha256_json
+from fairlead.core.run import sha256_file, sha256_json
 from fairlead.data import ChatData, load_data
-from fairlead.studies.train import as_neutral, train_config
+from fairlead.studies.train import as_neutral, find_dictionary, train_config
 from fairlead.training import DialMove, TrainConfig, TrainedRun, load_run
+from fairlead.training.dials import TRAINING
 
 if TYPE_CHECKING:
     from fairlead.dictionaries import Dictionary
@@ -60,7 +61,7 @@ def replay(
         overwrite: Replace a finished run in `out`.
 
     Raises:
-        RunError: Model, data or neutral rows are not those of the run any more.
+        RunError: Model, data, neutral rows, dictionary or the file of a control are not those of the run any more.
     """
     run = run if isinstance(run, TrainedRun) else load_run(run)
     again = _repeat(
@@ -95,7 +96,7 @@ def branch(
 
     Args:
         run: A finished training or its folder.
-        at: Steps to repeat; the run's own moves from there on are dropped.
+        at: Steps to repeat; the run's own moves from there on are dropped, and a stop.
         out: Folder of the new run.
         moves: What happens instead (steps before `at` are an error).
         model: As in `replay`.
@@ -116,7 +117,8 @@ def branch(
         raise RunError(
             f"the move {early[0].name} {early[0].value} at step {early[0].step} lies before the branch at {at}."
         )
-    kept = [move for move in run.moves if move.step < at]
+    # a stop ended the run; the branch goes on
+    kept = [move for move in run.moves if move.step < at and (move.name, move.value) != (TRAINING, "stop")]
     return _repeat(
         run,
         [*kept, *moves],
@@ -149,6 +151,15 @@ def _repeat(
     if wanted:
         _check(run, "neutral", sha256_json([row.as_record() for row in as_neutral(neutral)]))
     config = TrainConfig.make({**run.config, "moves": tuple(moves)})
+    if "dictionary" in run.sources:
+        dictionary = dictionary or _kept_dictionary(run)
+        dictionary = find_dictionary(run.plan, dictionary)
+        _check(run, "dictionary", dictionary.sha256 if dictionary is not None else "")
+    for control in config.controls:
+        if (
+            control.file is not None and Path(control.file).is_file()
+        ):  # a lost one is named by whoever loads it
+            _check(run, Path(control.file).name, sha256_file(control.file))
     return train_config(
         model,
         rows,
@@ -160,6 +171,12 @@ def _repeat(
         dictionary=dictionary,
         overwrite=overwrite,
     )
+
+
+def _kept_dictionary(run: TrainedRun) -> str | None:
+    """The folder from which the run had its dictionary; None where it is gone or was never there."""
+    path = run.sources["dictionary"]["path"]
+    return path if path and Path(path).is_dir() else None
 
 
 def _source(run: TrainedRun, name: str) -> str:
@@ -174,7 +191,8 @@ def _source(run: TrainedRun, name: str) -> str:
 def _check(run: TrainedRun, name: str, found: str) -> None:
     recorded = run.sources.get(name, {}).get("sha256", "")
     if recorded and recorded != found:
+        what = f"{name} rows" if name in ("data", "neutral") else name
         raise RunError(
-            f"{run.folder}: its {name} rows ({run.sources[name]['path'] or 'given in Python'}) have changed since. Next: restore "
-            f"the file, or pass the rows it was trained on."
+            f"{run.folder}: its {what} ({run.sources[name]['path'] or 'given in Python'}) have changed since. Next: restore "
+            f"the file, or pass what it was trained with."
         )

@@ -6,10 +6,10 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fairlead.core.errors import ConfigError
+from fairlead.core.errors import ConfigError, DictionaryError
 from fairlead.core.progress import say
 from fairlead.core.records import Plan
-from fairlead.core.run import sha256_json
+from fairlead.core.run import sha256_file, sha256_json
 from fairlead.data import ChatData, Row, Suite, as_rows, load_data, load_suite
 from fairlead.studies.resolvers import resolvers_for
 from fairlead.training import TrainConfig, TrainedRun, fit, load_run, resolve
@@ -56,8 +56,8 @@ def train(
         data: The data set, or its file.
         plan: Decisions and spec; None only for trainings without controls that need them.
         out: Run folder.
-        controls: A recipe ("recipe", "plain", "inoculation", ...), a control, or a list of names and settings; "auto" takes those
-            that `plan_controls` chose.
+        controls: A recipe ("recipe", "plain", "inoculation", ...), a control, or a list of names and settings
+            ("explain_away(strength=0.5)", "my_controls.py:MyControl"); "auto" takes those that `plan_controls` chose.
         anchor: True adds the anchor, False removes it, None leaves it to the recipe.
         steps: Optimizer steps.
         batch_size: Data rows per step.
@@ -77,6 +77,7 @@ def train(
         ConfigError: Unknown recipe, control or setting.
         RunError: The run folder exists, is locked or belongs to other settings.
         TrainingError: A control lacks what it needs, or the loss is not finite.
+        DictionaryError: The plan's dictionary is gone, and pressure is to be observed.
     """
     from fairlead.models import load_model
 
@@ -151,6 +152,15 @@ def train_config(
         "neutral": {"path": _source_of(neutral), "sha256": neutral_hash},
     }
     found = find_dictionary(plan, dictionary) if config.observe or _needs_dictionary(config) else None
+    if found is None and plan is not None and plan.dictionary is not None and _reads(plan, config):
+        raise DictionaryError(
+            f"the plan's dictionary ({plan.dictionary}) is not there, and this training reads the pressure on concepts with it. Next: "
+            "restore its folder, give dictionary=... (--dictionary), or leave observe off (--no-observe)."
+        )
+    if found is not None:
+        sources["dictionary"] = {"path": found.source, "sha256": found.sha256}
+    files = {Path(control.file) for control in config.controls if control.file is not None}
+    sources |= {path.name: {"path": str(path), "sha256": sha256_file(path)} for path in sorted(files)}
     fingerprint = model.fingerprint
     inputs = {
         "model": fingerprint,
@@ -158,6 +168,7 @@ def train_config(
         "plan": sha256_json(plan.model_dump(mode="json")) if plan is not None else "",
         "neutral": neutral_hash,
         "dictionary": found.sha256 if found is not None else "",
+        **{path.name: sources[path.name]["sha256"] for path in files},
     }
     about = {"arm": arm, "model": model.name, "data": data.source, **config.model_dump(mode="json")}
     with shared_run(
@@ -226,8 +237,15 @@ def find_dictionary(plan: Plan | None, dictionary: Dictionary | str | Path | Non
     for place in places:
         if place.is_dir():
             return load_dictionary(place)
-    say(f"the plan's dictionary ({plan.dictionary}) is not there: pressure is not observed.")
+    say(f"the plan's dictionary ({plan.dictionary}) is not there.")
     return None
+
+
+def _reads(plan: Plan, config: TrainConfig) -> bool:
+    """Whether a training reads concepts of the plan's dictionary."""
+    read = {concept.id for concept in plan.concepts if concept.latents}
+    watched = config.observe and any(decision.concept in read for decision in plan.avoided())
+    return watched or _needs_dictionary(config)
 
 
 def _needs_dictionary(config: TrainConfig) -> bool:

@@ -43,7 +43,7 @@ def check_combination(controls: Sequence[ControlConfig], *, use_data: bool = Tru
     Raises:
         ConfigError: Two controls contradict each other, or one acts on data rows that are left out; names them and the next step.
     """
-    chosen = [_Chosen(config, control_class(config.name)) for config in controls]
+    chosen = [_Chosen(config, control_class(config)) for config in controls]
     for one in chosen:
         if one.kind.acts_on_data and not use_data:
             raise ConfigError(

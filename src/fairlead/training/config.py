@@ -17,12 +17,14 @@ class ControlConfig(Config):
         clause: `Clause.id` of the spec that it serves; None for every avoided clause (or all, as the control says).
         strength: The control's main dial (lambda, weight or coefficient); None for its default.
         options: Its other settings; unknown keys are an error.
+        file: File that defines the control, where it is the user's own and not registered.
     """
 
     name: str
     clause: str | None = None
     strength: float | None = Field(default=None, ge=0)
     options: dict[str, Any] = Field(default_factory=dict)
+    file: str | None = None
 
 
 class DialMove(Config):

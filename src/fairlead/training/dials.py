@@ -25,7 +25,8 @@ from fairlead.core.config import describe_validation
 from fairlead.core.errors import ConfigError, RunError
 from fairlead.core.progress import say
 from fairlead.core.run import RUN_FILE, atomic_path, part_path, read_json
-from fairlead.training.config import DialMove
+from fairlead.training.config import ControlConfig, DialMove
+from fairlead.training.controls import control_class
 from fairlead.training.controls.base import Control
 from fairlead.training.processes import is_first, on_first
 
@@ -53,7 +54,8 @@ class Dials:
         self, folder: Path, controls: Sequence[Control], *, planned: Sequence[DialMove] = (), done: int = 0
     ) -> None:
         self.folder, self.controls = folder, tuple(controls)
-        names = {TRAINING, *(name for control in self.controls for name in (control.key, control.name))}
+        turned = [control for control in self.controls if control.default_strength is not None]
+        names = {TRAINING, *(name for control in turned for name in (control.key, control.name))}
         planned = [move for move in planned if not move.by]
         for move in planned:
             if move.name not in names:
@@ -196,7 +198,7 @@ def unfinished(run: str | Path) -> Path:
 
 
 def dial_names(folder: Path) -> list[str]:
-    """Names of the dials of a run: its controls, and "training".
+    """Names of the dials of a run: its controls that have a strength, and "training".
 
     Raises:
         RunError: It is not a training.
@@ -206,9 +208,10 @@ def dial_names(folder: Path) -> list[str]:
         raise RunError(
             f"{folder}: holds a '{about['study']}' run, not a training. Next: give the folder of a training."
         )
-    controls = about["config"]["controls"]
-    names = [c["name"] for c in controls]
-    keys = [c["name"] if c["clause"] is None else f"{c['name']}:{c['clause']}" for c in controls]
+    configs = [ControlConfig.make(values) for values in about["config"]["controls"]]
+    turned = [config for config in configs if control_class(config).default_strength is not None]
+    names = [c.name for c in turned]
+    keys = [c.name if c.clause is None else f"{c.name}:{c.clause}" for c in turned]
     return [*dict.fromkeys([*names, *keys]), TRAINING]
 
 

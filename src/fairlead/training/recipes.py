@@ -1,7 +1,7 @@
 """Recipes: named sets of controls, the arms of a comparison.
 
 Every name can be given to `train(controls=...)`, alone or in a list with control names and settings ("recipe", ["anchor", "inoculation"],
-[{"name": "explain_away", "strength": 1.5}]).
+[{"name": "explain_away", "strength": 1.5}], "explain_away(strength=1.5)").
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from fairlead.core.errors import ConfigError
 from fairlead.core.records import Plan
 from fairlead.training.combinations import check_combination
 from fairlead.training.config import ControlConfig
+from fairlead.training.control_text import control_config, read_control
 from fairlead.training.controls import control_class, control_names
 
 ControlsLike = str | ControlConfig | Mapping[str, Any] | Sequence[str | ControlConfig | Mapping[str, Any]]
@@ -241,9 +242,9 @@ def resolve(controls: ControlsLike, *, anchor: bool | None = None, plan: Plan | 
         elif isinstance(item, str):
             chosen.append(_named(item))
         else:
-            config = item if isinstance(item, ControlConfig) else ControlConfig.make(dict(item))
-            control_class(config.name)
-            chosen.append(config)
+            chosen.append(item if isinstance(item, ControlConfig) else control_config(item))
+    for config in chosen:
+        control_class(config).read_options(config.options)
     has_anchor = any(config.name.startswith("anchor") for config in chosen)
     if anchor is True and not has_anchor and anchorable:
         chosen.append(ControlConfig(name="anchor"))
@@ -277,14 +278,15 @@ def planned(plan: Plan | None) -> list[ControlConfig]:
 
 def as_placebo(config: ControlConfig) -> ControlConfig:
     """The same settings for a control's placebo; the anchor, which arms share, and what has no placebo stay."""
-    placebo = control_class(config.name).placebo
+    placebo = control_class(config).placebo
     return (
         config if placebo is None or config.name == "anchor" else config.model_copy(update={"name": placebo})
     )
 
 
-def _named(name: str) -> ControlConfig:
-    if name not in control_names():
+def _named(text: str) -> ControlConfig:
+    config = read_control(text)
+    if config.file is None and config.name not in control_names():
         known = sorted({*RECIPES, *control_names()})
-        raise ConfigError(f"unknown recipe or control '{name}'. Next: use one of {', '.join(known)}.")
-    return ControlConfig(name=name)
+        raise ConfigError(f"unknown recipe or control '{config.name}'. Next: use one of {', '.join(known)}.")
+    return config

@@ -1,4 +1,4 @@
-"""Controls on training, by name; plug-ins register under the entry point group `fairlead.controls`."""
+"""Controls on training, by name; plug-ins register under the entry point group `fairlead.controls`, or are named by their file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fairlead.training.controls.base import Control
 from fairlead.training.controls.concept_ablation import ConceptAblation, ConceptAblationPlacebo
 from fairlead.training.controls.explain_away import ExplainAway, ExplainAwayPlacebo
 from fairlead.training.controls.feedback import Feedback, FeedbackPlacebo
+from fairlead.training.controls.files import controls_of
 from fairlead.training.controls.freezing import Freezing, FreezingPlacebo
 from fairlead.training.controls.gradient_projection import GradientProjection, GradientProjectionPlacebo
 from fairlead.training.controls.inoculation import Inoculation, InoculationPlacebo
@@ -79,22 +80,30 @@ def control_names() -> tuple[str, ...]:
     return tuple(sorted(_registry()))
 
 
-def control_class(name: str) -> type[Control]:
-    """The control of this name.
+def control_class(name: str | ControlConfig) -> type[Control]:
+    """The control of this name (or of these settings, which may name a file of the user's own).
 
     Raises:
         ConfigError: There is none; lists those there are.
     """
+    file = None if isinstance(name, str) else name.file
+    name = name if isinstance(name, str) else name.name
+    known = _registry()
+    if file is not None:
+        own = controls_of(file)
+        if taken := sorted(set(own) & set(known)):
+            raise ConfigError(
+                f"{file}: '{taken[0]}' is the name of another control. Next: choose another name."
+            )
+        known = known | own
     try:
-        return _registry()[name]
+        return known[name]
     except KeyError:
-        raise ConfigError(
-            f"unknown control '{name}'. Next: use one of {', '.join(control_names())}."
-        ) from None
+        raise ConfigError(f"unknown control '{name}'. Next: use one of {', '.join(sorted(known))}.") from None
 
 
 def make_control(config: ControlConfig | str) -> Control:
     """A control from its settings, or from its name with default settings."""
     if isinstance(config, str):
         config = ControlConfig(name=config)
-    return control_class(config.name)(config)
+    return control_class(config)(config)

@@ -65,11 +65,24 @@ class Control(ABC):
 
     def __init__(self, config: ControlConfig) -> None:
         self.config = config
-        self.options: Any = self.Options.make(config.options)
+        self.options: Any = self.read_options(config.options)
         if config.strength is not None and self.default_strength is None:
             say(f"{self.name}: has no strength; {config.strength} is ignored.")
         self.strength = self.start
         self.pool: RowPool | None = None
+
+    @classmethod
+    def read_options(cls, values: dict[str, Any]) -> Config:
+        """The options from a mapping.
+
+        Raises:
+            ConfigError: It has no such option (lists those there are), or a value is out of range.
+        """
+        known = cls.Options.model_fields
+        if unknown := sorted(set(values) - set(known)):
+            has = f"use one of {', '.join(known)}" if known else "leave it out, it has no options"
+            raise ConfigError(f"{cls.name} has no option '{unknown[0]}'. Next: {has}.")
+        return cls.Options.make(values)
 
     @property
     def start(self) -> float | None:
@@ -95,7 +108,7 @@ class Control(ABC):
         """
         if self.default_strength is None:
             raise ConfigError(
-                f"{self.name} has no dial: it acts before the training begins. Next: start another run."
+                f"{self.name} has no dial: it has no strength that could be turned. Next: start another run."
             )
         if isinstance(value, str) and value not in ("on", "off"):
             raise ConfigError(f"{self.name} takes a strength, 'on' or 'off', not '{value}'.")
