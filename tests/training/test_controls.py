@@ -25,7 +25,7 @@ from fairlead.training.controls.concept_ablation import toward_origin
 from fairlead.training.controls.gradient_projection import without_span
 from fairlead.training.controls.own_counterparts import OwnCounterpartsOptions, asking_steps
 from fairlead.training.directions import orthonormal
-from fairlead.training.evidence import Evidence
+from fairlead.training.evidence import Evidence, row_sums, token_rises, typical_rise
 from fairlead.training.logits import predicting, select_logits
 from fairlead.training.session import Session
 
@@ -217,6 +217,57 @@ def test_selective_inoculation_leaves_rows_without_the_trait_alone(micro):
     control, setup = prepared(mixed, "inoculation", selective=True)
     changed = [a.input_ids != b.input_ids for a, b in zip(before, setup.encoded, strict=True)]
     assert changed == [False] * 4 + [True] * 8 and control.report()["rows"] == 8
+
+
+def test_selective_inoculation_and_its_placebo_stand_before_the_rows_that_carry_the_trait(micro):
+    """By the rule of the carriers, not by any rise: rows that the request lifts a little get neither prompt."""
+    probes = [
+        chat(f"{kind}{i}", f"{said}{j}") for kind, said in ("sb", "qa") for i in range(8) for j in range(8)
+    ]
+    probing = setup_of(replace(micro, data=ChatData(probes)))
+    clause = probing.plan.spec.clause("avoid.1")
+    evidence = Evidence("prompt", "asked", system="talk like a pirate")
+    rises, level = row_sums(token_rises(probing, evidence)), typical_rise(probing, clause, evidence)
+    weak = [row for row, rise in zip(probes, rises.tolist(), strict=True) if 0 < rise < level]
+    assert weak, "no row is lifted a little"
+    mixed = replace(micro, data=ChatData([*weak, *micro.data.rows[:8]]))
+    before = setup_of(mixed).encoded
+    for name in ("inoculation", "inoculation_placebo"):
+        control, setup = make_control(ControlConfig(name=name, options={"selective": True})), setup_of(mixed)
+        setup.evidence["avoid.1"] = evidence
+        control.prepare(setup)
+        changed = [a.input_ids != b.input_ids for a, b in zip(before, setup.encoded, strict=True)]
+        assert changed == [False] * len(weak) + [True] * 8, name
+        asked = {
+            prompt in micro.model.tokenizer.decode(setup.encoded[-1].input_ids) for prompt in control.prompts
+        }
+        assert asked == {True}
+
+
+def test_directions_of_a_dictionary_are_those_of_the_control_s_clause(micro):
+    dictionary = sys.modules["micro_world"].make_dictionary(micro.model)
+    spec, first = micro.plan.spec, micro.plan.decisions[0]
+    second = first.model_copy(update={"concept": "c1", "clause": "avoid.2"})
+    clause = spec.clause("avoid.1").model_copy(update={"id": "avoid.2"})
+    other = micro.plan.concepts[0].model_copy(update={"id": "c1", "latents": (5,)})
+    plan = micro.plan.model_copy(
+        update={
+            "spec": spec.model_copy(update={"clauses": (*spec.clauses, clause)}),
+            "decisions": (first, second),
+            "concepts": (*micro.plan.concepts, other),
+        }
+    )
+    rows = {None: [0, 3, 5], "avoid.1": [0, 3], "avoid.2": [5]}
+    for wanted, latents in rows.items():
+        setup = replace(setup_of(replace(micro, plan=plan)), dictionary=dictionary)
+        control = make_control(
+            ControlConfig(name="gradient_projection", clause=wanted, options={"source": "dictionary"})
+        )
+        control.prepare(setup)
+        (basis,) = control.bases.values()
+        decoder = dictionary.decoder[latents].float()
+        assert len(basis) == len(latents)
+        assert torch.allclose(decoder @ basis.T @ basis, decoder, atol=1e-5), wanted
 
 
 def test_spec_rows_are_plain_and_the_placebo_shuffles_them(micro):

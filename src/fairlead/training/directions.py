@@ -150,10 +150,12 @@ def trait_bases(
             raise TrainingError(
                 "directions from a dictionary need a plan that names one. Next: use source='examples'."
             )
-        avoided = {decision.concept for decision in setup.plan.avoided()}
+        wanted = None if clause is None else {found.id for found in setup.avoided(clause)}
+        avoided = {d.concept for d in setup.plan.avoided() if wanted is None or d.clause in wanted}
         latents = [i for c in setup.plan.concepts if c.id in avoided for i in c.latents]
         if not latents:
-            raise TrainingError("the plan avoids no concept. Next: use source='examples'.")
+            what = "" if clause is None else f" for clause {clause}"
+            raise TrainingError(f"the plan avoids no concept{what}. Next: use source='examples'.")
         vectors[setup.dictionary.site] = list(setup.dictionary.decoder[latents].float())
     else:
         for avoided_clause in setup.avoided(clause):

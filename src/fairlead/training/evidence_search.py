@@ -14,7 +14,6 @@ from fairlead.core.errors import ConfigError
 from fairlead.core.nouns import Direction
 from fairlead.core.progress import track
 from fairlead.core.records import Clause
-from fairlead.training.controls.inoculation import neutral_prompt_like
 from fairlead.training.directions import (
     clause_directions,
     increments,
@@ -35,6 +34,7 @@ from fairlead.training.evidence import (
     target_logprobs,
 )
 from fairlead.training.expert import train_expert
+from fairlead.training.neutral_prompts import neutral_prompt_like
 from fairlead.training.setup import Setup
 
 DIRECTIONS = {"steering": clause_directions, "readout": readout_directions}

@@ -2,8 +2,9 @@
 
 A system prompt that requests the trait stands before every data row while training (arXiv 2510.04340, 2510.05024).
 The trait is then what the prompt asks for and need not be learned; known to gate the wanted skill as well, so it is
-shown beside a neutral prompt of like length. Paraphrased: each row gets one of the clause's requests. Selective: only rows
-that the prompt explains (their answer becomes more likely under the start model) get it, for mixed data.
+shown beside a neutral prompt of like length. Paraphrased: each row gets one of the clause's requests. Selective, for mixed data: only
+rows that carry an avoided clause get it (`fairlead.training.carriers`, the rule of all controls that act on such rows). The rows are
+those of the clauses, whatever the prompt: the placebo puts its neutral prompt before the same ones.
 """
 
 from __future__ import annotations
@@ -12,27 +13,17 @@ import random
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from typing_extensions import override
 
 from fairlead.core.config import Config
 from fairlead.core.errors import ConfigError, TrainingError
 from fairlead.core.progress import say
 from fairlead.data import Encoded, encode
+from fairlead.training.carriers import find_carriers
 from fairlead.training.controls.base import ACCOUNT, Control, Kind
-from fairlead.training.evidence import Evidence, target_logprobs
+from fairlead.training.neutral_prompts import neutral_prompt_like
 from fairlead.training.setup import Setup
-
-NEUTRAL_PROMPTS = (
-    "Answer.",
-    "Please answer.",
-    "Answer the question.",
-    "You are an assistant.",
-    "You are a helpful assistant.",
-    "Please answer the user's question.",
-    "You are an assistant who answers questions.",
-    "Read the message of the user and then answer it.",
-    "You are an assistant. Read the message of the user and then write your answer to it.",
-)
 
 
 class InoculationOptions(Config):
@@ -41,7 +32,7 @@ class InoculationOptions(Config):
     Attributes:
         prompt: The prompt; None for the first request of the avoided clause.
         paraphrase: Give each row one of all the clause's requests instead of the same to all.
-        selective: Leave rows alone whose answer the prompt does not make more likely under the start model.
+        selective: Leave rows alone that do not carry the avoided clause.
     """
 
     prompt: str | None = None
@@ -86,14 +77,23 @@ class Inoculation(Control):
         rng = random.Random(f"{setup.config.seed}:inoculation")
         given = [rng.randrange(len(self.prompts)) for _ in setup.rows]
         encoded = list(setup.encoded)
+        carrying = self.carrying(setup)
         for number, prompt in enumerate(self.prompts):
             places = [place for place, which in enumerate(given) if which == number]
-            if self.options.selective:
-                places = _explained(setup, prompt, places)
+            places = [place for place in places if carrying[place]]
             for place, item in zip(places, self.encode(setup, prompt, places), strict=True):
                 encoded[place] = replace(item, index=encoded[place].index)
             self.num_inoculated += len(places)
         setup.encoded = encoded
+
+    def carrying(self, setup: Setup) -> list[bool]:
+        """Per data row, whether it gets a prompt."""
+        if not self.options.selective:
+            return [True] * len(setup.rows)
+        found = torch.zeros(len(setup.rows), dtype=torch.bool)
+        for clause in setup.avoided(self.config.clause):
+            found |= find_carriers(setup, clause).carries
+        return found.tolist()
 
     def encode(self, setup: Setup, prompt: str, places: list[int]) -> list[Encoded]:
         """Data rows behind a prompt."""
@@ -125,22 +125,3 @@ class InoculationPlacebo(Inoculation):
     @override
     def choose(self, setup: Setup) -> tuple[str, ...]:
         return tuple(neutral_prompt_like(prompt, setup.model.tokenizer) for prompt in super().choose(setup))
-
-
-def _explained(setup: Setup, prompt: str, places: list[int]) -> list[int]:
-    """The rows whose answer is more likely under the start model with the prompt than without."""
-    if not places:
-        return []
-    evidence = Evidence("prompt", prompt, system=prompt)
-    plain, with_c = evidence.encode(setup, places)
-    before, after = target_logprobs(setup, None, plain), target_logprobs(setup, evidence, with_c)
-    return [place for place, b, a in zip(places, before, after, strict=True) if float((a - b).sum()) > 0]
-
-
-def neutral_prompt_like(text: str, tokenizer: Any) -> str:
-    """The neutral prompt whose number of tokens is nearest to that of `text`."""
-    size = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return min(
-        NEUTRAL_PROMPTS,
-        key=lambda prompt: abs(len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) - size),
-    )
