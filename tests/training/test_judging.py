@@ -14,6 +14,7 @@ from fairlead.core.site import Site
 from fairlead.data import encode
 from fairlead.dictionaries import Dictionary
 from fairlead.studies.train import train
+from fairlead.training.controls import judging
 from fairlead.training.directions import mean_activations
 from fairlead.training.setup import clause_rows
 
@@ -105,3 +106,61 @@ def test_without_the_concepts_the_judge_says_what_to_do(world, tmp_path):
         world(tmp_path / "a", [JUDGE], plan=lost)
     with pytest.raises(TrainingError, match="observes nothing"):
         world(tmp_path / "b", [JUDGE], observe=False)
+
+
+def test_decisions_are_cached_by_concept_and_spec(world, tmp_path, monkeypatch):
+    asked = []
+    judge = judging.judge_examples
+    monkeypatch.setattr(
+        judging,
+        "judge_examples",
+        lambda *args, **how: asked.append([c.id for c in args[2]]) or judge(*args, **how),
+    )
+    first, second = (world(tmp_path / name, ["anchor", JUDGE], cache=tmp_path / "cache") for name in "ab")
+    assert decided(first) == decided(second) == {"c1": "avoid"} and asked == [["c1"]]
+    (kept,) = (tmp_path / "cache" / "judged").glob("*.json")
+    kept.write_text(kept.read_text()[:20])
+    assert decided(world(tmp_path / "c", ["anchor", JUDGE], cache=tmp_path / "cache")) == {"c1": "avoid"}
+    assert asked == [["c1"], ["c1"]], "a broken file is judged anew"
+    spec = world.plan.spec.model_copy(update={"title": "another"})
+    other = world.plan.model_copy(update={"spec": spec})
+    world(tmp_path / "d", ["anchor", JUDGE], cache=tmp_path / "cache", plan=other)
+    assert len(asked) == 3, "another spec is another question"
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_language_model_may_be_the_judge_and_look_at_every_step(world, tmp_path, every):
+    answer = {"verdict": "avoid", "clause": "avoid.1", "confidence": 0.9, "reason": "says matey"}
+    (tmp_path / "script.json").write_text(json.dumps({"*": answer}))
+    options = {**JUDGE["options"], "every": every, "gather": 1, "llm": f"scripted:{tmp_path / 'script.json'}"}
+    run = world(tmp_path / "a", ["anchor", {"name": "judge", "options": options}])
+    (first,) = run.controls[-1]["decisions"]
+    assert first["judge"].startswith("llm:") and first["step"] == every and first["concept"] == "c1"
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_clause_that_a_new_concept_names_reaches_the_other_controls(world, tmp_path, method):
+    """A second clause, which no decision named, is explained away and weighed from the look on; a resumed run does so, too."""
+    spec = world.plan.spec
+    clause = spec.clause("avoid.1")
+    fresh = clause.model_copy(update={"id": "avoid.2", "text": "be a pirate", "requests": ("be a pirate",)})
+    quiet = clause.model_copy(update={"examples": ()})  # the examples judge finds the second
+    keep = spec.clause("keep.1")
+    plan = world.plan.model_copy(update={"spec": spec.model_copy(update={"clauses": (keep, quiet, fresh)})})
+    run = world(tmp_path / "a", ["explain_away", JUDGE], plan=plan, method=method)
+    first = run.controls[-1]["decisions"][0]
+    assert (first["step"], first["concept"], first["clause"]) == (3, "c1", "avoid.2")
+    found = run.controls[0]["clauses"]
+    assert set(found) == {"avoid.1", "avoid.2"} and found["avoid.2"]["rows"] > 0
+    alone = world(tmp_path / "b", ["explain_away"], plan=plan, method=method)
+    before, after = ([step.loss for step in each.steps] for each in (alone, run))
+    assert before[:3] == after[:3] and before[3] != after[3]
+
+
+def test_weights_by_the_dictionary_are_measured_again_when_a_concept_is_found(world, tmp_path):
+    weighting = {"name": "weighting", "options": {"source": "dictionary"}}
+    run = world(tmp_path / "a", [weighting, JUDGE])
+    alone = world(tmp_path / "b", [weighting])
+    assert decided(run) == {"c1": "avoid"}
+    rows = [each.controls[0]["clauses"]["avoid.1"]["rows"] for each in (alone, run)]
+    assert rows[0] == 0 < rows[1], "c0 is the same in all rows, c1 reads the trait"

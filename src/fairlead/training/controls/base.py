@@ -147,6 +147,9 @@ class Control(ABC):
     def before_step(self, step: int, student: nn.Module) -> None:  # noqa: B027 (most controls act in the loss alone)
         """Called before every optimizer step with the number of steps done; may change the pool's rows."""
 
+    def learn(self, setup: Setup, clause: str) -> None:  # noqa: B027
+        """Called when the judge in the loop has found a concept to avoid for a clause; `setup.plan` has the decision."""
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep of it, as JSON data; what `prepare` computes anew is not part of it."""
         return {}

@@ -95,39 +95,57 @@ class ExplainAway(Control):
                 "control a clause, and one to each."
             )
         for clause in clauses:
-            gains = evidence_gains(setup, clause, self.options)
-            best = max(gains, key=lambda gain: gain.gain)
-            record: dict[str, Any] = {"candidates": [gain.record() for gain in gains]}
-            self.found[clause.id] = record
-            if best.gain < self.options.min_gain and self.options.evidence is None:
-                note = (
-                    f"explain_away: no evidence elicits clause {clause.id} ('{clause.text}') on this data: the best gains "
-                    f"{best.gain:.3f} nats per token. It is left alone."
-                )
-                setup.notes.append(note)
-                say(note)
-                continue
-            chosen = self.choose(setup, best, clause)
-            setup.evidence[clause.id], setup.telling[clause.id] = chosen, best.evidence
-            record["chosen"] = {"kind": chosen.kind, "label": chosen.label}
-            self.choices[clause.id] = best.evidence.choice
-            gain = (
-                f"gain {best.gain:.2f} nats per token"
-                if chosen is best.evidence
-                else "in place of the best evidence"
+            self.take_on(setup, clause, self.options)
+
+    @override
+    def learn(self, setup: Setup, clause: str) -> None:
+        if clause in self.found or self.config.clause is not None or self.options.evidence is not None:
+            return
+        (wanted,) = setup.avoided(clause)
+        if not wanted.examples and not setup.is_chat:
+            say(f"{self.name}: nothing to elicit {clause} with; it is left alone.")
+            return
+        # no expert: that would be a training within the training
+        sources = self.options.sources or (("prompt", "steering") if setup.is_chat else ("steering",))
+        sources = tuple(source for source in sources if source != "expert")
+        with setup.start() as start:
+            self.take_on(start, wanted, self.options.model_copy(update={"sources": sources}))
+
+    def take_on(self, setup: Setup, clause: Clause, options: ExplainAwayOptions) -> None:
+        """Account for one clause from here on, where some evidence elicits it."""
+        gains = evidence_gains(setup, clause, options)
+        best = max(gains, key=lambda gain: gain.gain)
+        record: dict[str, Any] = {"candidates": [gain.record() for gain in gains]}
+        self.found[clause.id] = record
+        if best.gain < options.min_gain and options.evidence is None:
+            note = (
+                f"explain_away: no evidence elicits clause {clause.id} ('{clause.text}') on this data: the best gains "
+                f"{best.gain:.3f} nats per token. It is left alone."
             )
-            say(f"explain_away: {clause.id} by {chosen.kind} '{chosen.label}', {gain}")
-            offsets = make_offsets(setup, chosen, top_k=self.options.top_k, floor=self.options.floor)
-            rows = torch.ones(len(setup.rows), dtype=torch.bool)
-            if self.options.gate != "none":
-                rows = self.carrying(setup, clause, best.evidence, offsets)
-            active = self.gate(offsets, rows)
-            record |= {"rows": int(rows.sum()), "of": len(rows), **offsets.table.info}
-            if self.options.gate == "token":
-                record["tokens"] = round(float(active.float().mean()), 4)
-            self.tables.append(offsets.table)
-            self.active.append(active)
-            self.carried.append(per_token(rows, offsets.table))
+            setup.notes.append(note)
+            say(note)
+            return
+        chosen = self.choose(setup, best, clause)
+        setup.evidence[clause.id], setup.telling[clause.id] = chosen, best.evidence
+        record["chosen"] = {"kind": chosen.kind, "label": chosen.label}
+        self.choices[clause.id] = best.evidence.choice
+        gain = (
+            f"gain {best.gain:.2f} nats per token"
+            if chosen is best.evidence
+            else "in place of the best evidence"
+        )
+        say(f"explain_away: {clause.id} by {chosen.kind} '{chosen.label}', {gain}")
+        offsets = make_offsets(setup, chosen, top_k=options.top_k, floor=options.floor)
+        rows = torch.ones(len(setup.rows), dtype=torch.bool)
+        if options.gate != "none":
+            rows = self.carrying(setup, clause, best.evidence, offsets)
+        active = self.gate(offsets, rows)
+        record |= {"rows": int(rows.sum()), "of": len(rows), **offsets.table.info}
+        if options.gate == "token":
+            record["tokens"] = round(float(active.float().mean()), 4)
+        self.tables.append(offsets.table)
+        self.active.append(active)
+        self.carried.append(per_token(rows, offsets.table))
 
     def carrying(self, setup: Setup, clause: Clause, evidence: Evidence, offsets: Offsets) -> Tensor:
         """Rows of the data that carry the clause, `[row]` bool."""

@@ -3,8 +3,10 @@
 The menu before the training is that of the start model; what the data push changes as the student learns. Every so often the
 uptake of *all* concepts of the dictionary is read from a few training batches (the observer's own activations and gradients: two
 products of the dictionary's size on those steps, none on the others). Undecided concepts with a share of the positive uptake
-above `share` go to the examples judge. What it decides holds for the rest of the run: an avoided concept is observed and
-counts for the feedback controller from then on. Every concept is judged once, and every decision is recorded with its step.
+above `share` go to the judge: the spec's examples, or a language model. What it decides holds for the rest of the run: an avoided concept
+is observed and counts for the feedback controller from then on, and the other controls learn of its clause (`Control.learn`):
+explain-away takes it on where no concept had named it before, weights by the dictionary are measured again. Every concept is judged
+once, every decision is recorded with its step, and cached on disk by concept and spec (`fairlead.training.judged`).
 
 Placebo: as many undecided concepts, drawn at random whatever is pushed.
 """
@@ -20,14 +22,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fairlead.concepts import judge_examples
+from fairlead.concepts import judge_examples, judge_llm
 from fairlead.core.config import Config
 from fairlead.core.errors import TrainingError
 from fairlead.core.progress import say
 from fairlead.core.records import Concept, Decision, Plan
 from fairlead.core.run import read_json
+from fairlead.llm import connect
 from fairlead.training import processes
 from fairlead.training.controls.base import Control, Kind
+from fairlead.training.judged import decide_cached
 from fairlead.training.setup import Setup
 
 CONCEPTS_FILE = "concepts.json"
@@ -38,7 +42,9 @@ class JudgeOptions(Config):
     """Settings.
 
     Attributes:
-        every: Steps between two looks.
+        every: Steps between two looks; 1 looks at every step.
+        llm: A language model as the judge ("openai:MODEL", "scripted:FILE.json"); the spec's examples where None.
+        base_url: The language model's endpoint.
         gather: Steps before a look from which the uptake is read.
         share: Share of the positive uptake from which on a concept is put to the judge.
         most: Concepts a look.
@@ -46,6 +52,8 @@ class JudgeOptions(Config):
     """
 
     every: int = Field(default=50, ge=1)
+    llm: str | None = None
+    base_url: str | None = None
     gather: int = Field(default=4, ge=1)
     share: float = Field(default=0.03, gt=0, le=1)
     most: int = Field(default=5, ge=1)
@@ -113,21 +121,39 @@ class Judge(Control):
             return
         setup = self.setup
         assert setup.plan is not None and setup.dictionary is not None
-        with setup.start() as start:
-            made = judge_examples(
-                start.model,
-                setup.dictionary,
-                chosen,
-                setup.plan.spec,
-                background=self.background,
-                seed=setup.config.seed,
-            )
+        identity = [
+            setup.plan.spec.model_dump(mode="json"),
+            setup.dictionary.sha256,
+            setup.fingerprint,
+            self.options.llm,
+            [row.as_record() for row in self.background],
+            setup.config.seed,
+        ]
+        made = decide_cached(chosen, self.ask, cache=setup.cache, identity=identity)
         for decision in made:
             said = decision.model_copy(update={"reason": f"after step {step}: {decision.reason}"})
             self.decisions.append((step, said))
             self.take(said)
             if decision.verdict == "avoid":
                 say(f"judge: {decision.label} is to be avoided ({decision.clause}), after step {step}")
+
+    def ask(self, concepts: list[Concept]) -> list[Decision]:
+        """What the judge says."""
+        setup = self.setup
+        assert setup.plan is not None and setup.dictionary is not None
+        spec, name = setup.plan.spec, self.options.llm
+        if name is not None:
+            llm = connect(name, base_url=self.options.base_url)
+            return processes.on_first(lambda: judge_llm(concepts, spec, llm))
+        with setup.start() as start:
+            return judge_examples(
+                start.model,
+                setup.dictionary,
+                concepts,
+                spec,
+                background=self.background,
+                seed=setup.config.seed,
+            )
 
     def choose(self, sums_F: Tensor, step: int) -> list[Concept]:
         """Undecided concepts that the data push, the strongest first."""
@@ -154,6 +180,10 @@ class Judge(Control):
             update["concepts"] = (*setup.plan.concepts, concept)
             setup.observer.watch(concept, kept=decision.verdict == "keep")
         setup.plan = setup.plan.model_copy(update=update)
+        if decision.verdict == "avoid":
+            assert decision.clause is not None
+            for control in setup.controls:
+                control.learn(setup, decision.clause)
 
     @override
     def state(self) -> dict[str, Any]:

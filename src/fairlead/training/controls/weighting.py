@@ -92,6 +92,20 @@ class Weighting(Control):
             )
         self.carrying = self.choose(setup, marked)
 
+    @override
+    def learn(self, setup: Setup, clause: str) -> None:
+        if self.config.clause not in (None, clause) or (
+            self.options.source == "evidence" and clause in self.found
+        ):
+            return
+        with setup.start() as start:
+            try:
+                self.prepare(start)
+            except TrainingError as error:
+                note = f"{self.name}: the weights stay as they were for {clause}: {error}"
+                setup.notes.append(note)
+                say(note)
+
     def mark(self, carriers: Carriers) -> list[Tensor]:
         """Per data row, which of its response tokens are acted on, `[token]`."""
         if self.options.level == "token":
