@@ -10,7 +10,10 @@ import sys
 import time
 
 import pytest
+import torch
+from micro_world import make_dictionary
 
+from fairlead.studies.train import train
 from fairlead.training import load_run
 from fairlead.training.adapter import STATE_FILE, checkpoint_step, last_checkpoint
 from fairlead.training.dials import MOVES_FILE, mend, read_moves
@@ -47,14 +50,88 @@ def test_a_half_written_move_is_dropped(tmp_path):
     assert (tmp_path / MOVES_FILE).read_text() == whole and len(read_moves(tmp_path)) == 1
 
 
+def files_of(micro, folder, plan) -> list[str]:
+    """Model, data, neutral rows and plan as files."""
+    for name, data in (("data", micro.data), ("neutral", micro.neutral)):
+        lines = [json.dumps(row.as_record()) for row in data.rows]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "plan.json").write_text(plan.model_dump_json())
+    return [str(micro.folder), *(str(folder / f) for f in ("data.jsonl", "neutral.jsonl", "plan.json"))]
+
+
+KILLED_WHILE_SAVING = """
+import json, os, signal, sys
+import safetensors.torch, transformers.modeling_utils
+from transformers import TrainerState
+from fairlead.core.records import Plan
+from fairlead.studies.train import train
+folder, model, data, neutral, plan, settings, what, step = sys.argv[1:]
+save_weights, save_state = transformers.modeling_utils.safe_save_file, TrainerState.save_to_json
+
+def die_with(path, text):
+    with open(path, "wb") as file:
+        file.write(text)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def half_weights(tensors, path, *args, **kwargs):
+    if f"checkpoint-{step}" in str(path):
+        die_with(path, safetensors.torch.save(tensors)[:5000])
+    return save_weights(tensors, path, *args, **kwargs)
+
+def half_state(self, path):
+    save_state(self, path)
+    if f"checkpoint-{step}" in str(path):
+        die_with(path, open(path, "rb").read()[:200])
+
+if what == "weights":
+    transformers.modeling_utils.safe_save_file = half_weights
+else:
+    TrainerState.save_to_json = half_state
+train(model, data, Plan.model_validate(json.load(open(plan))), out=folder, neutral=neutral, **json.loads(settings))
+"""
+
+
+def test_killed_in_the_middle_of_a_save_it_ends_at_the_same_trajectory(micro, tmp_path):
+    """Twice: while the weights of a checkpoint are written, then while its state is; feedback and observation are on."""
+    make_dictionary(micro.model).save(tmp_path / "dictionary")
+    update = {"uptakes": {"c0": 0.01}, "dictionary": str(tmp_path / "dictionary")}
+    files = files_of(micro, tmp_path, plan := micro.plan.model_copy(update=update))
+    feedback = {"name": "feedback", "options": {"every": 1, "dead_band": 0.0}}
+    settings = {
+        "steps": 8,
+        "batch_size": 8,
+        "lr": 3e-3,
+        "checkpoint_every": 2,
+        "controls": ["explain_away", "anchor", feedback],
+    }
+    script = tmp_path / "script.py"
+    script.write_text(KILLED_WHILE_SAVING)
+    for what, step, kept in (("weights", "4", 2), ("state", "6", 4)):
+        words = [sys.executable, script, tmp_path / "cut", *files, json.dumps(settings), what, step]
+        done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=300)
+        assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+        checkpoints = tmp_path / "cut.part" / "checkpoints"
+        assert checkpoint_step(checkpoints) == kept, f"killed at step {step}: {list(checkpoints.iterdir())}"
+        assert (checkpoints / f"checkpoint-{step}").is_dir() or list(checkpoints.glob(f"*{step}*")), (
+            "not in a save"
+        )
+    model, data, neutral, _ = files
+    one, two = (
+        train(model, data, plan, out=tmp_path / name, neutral=neutral, **settings)
+        for name in ("whole", "cut")
+    )
+    for a, b in zip(one.steps, two.steps, strict=True):
+        assert a.loss == b.loss and a.pressure == b.pressure, f"step {a.step}"
+    assert one.moves == two.moves and len(one.moves) > 3, "feedback has turned its dial"
+    assert one.controls == two.controls
+    first, second = (run.load_model().hf.state_dict() for run in (one, two))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_at_the_same_trajectory(micro, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    for name, data in (("data", micro.data), ("neutral", micro.neutral)):
-        lines = [json.dumps(row.as_record()) for row in data.rows]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    (tmp_path / "plan.json").write_text(micro.plan.model_dump_json())
-    files = [str(micro.folder), *(str(tmp_path / f) for f in ("data.jsonl", "neutral.jsonl", "plan.json"))]
+    files = files_of(micro, tmp_path, micro.plan)
 
     def start(name):
         words = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / name), *files]
