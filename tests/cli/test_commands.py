@@ -194,7 +194,6 @@ def test_the_reference_page_is_up_to_date():
     assert answer.returncode == 0, answer.stderr
 
 
-<<<<<<< HEAD
 @pytest.fixture
 def called(monkeypatch, tmp_path):
     """Runs a command with a settings file up to its study, which only notes what it is given."""
@@ -264,7 +263,8 @@ mix_target = 0.3
     assert asked["intervention_share"] == 1.0, "the command line wins"
     assert asked["table"] == {"correct_from": 0.9, "mix_target": None, "retract_lambda": 0.5}
     assert called("", *words)["table"] == {"mix_target": 0.6}
-=======
+
+
 SETTINGS = """
 [train]
 precision = "bfloat16"
@@ -315,4 +315,3 @@ def test_a_wrong_setting_of_a_control_is_refused_before_anything_is_loaded(monke
     for command, option in (("train", "--controls"), ("compare", "--arm")):
         assert run([command, "m", "d", option, "inoculation(paraphrased=true)"]) == 2
         assert "has no option 'paraphrased'. Next: use one of prompt" in capsys.readouterr().err
->>>>>>> 6639a90 (Controls take settings on the command line and in settings files, or come from one file of one's own; a control without a dial is refused at once; a branch goes on after a stop; a replay notices another dictionary; a lost one is an error)
