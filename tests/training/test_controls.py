@@ -513,7 +513,7 @@ def test_mistakes_are_named(micro):
         resolve("recpie")
     with pytest.raises(ConfigError, match="given twice"):
         resolve(["recipe", "anchor"])
-    with pytest.raises(ConfigError, match=r"AnchorOptions\.weight"):
+    with pytest.raises(ConfigError, match=r"anchor has no option 'weight'\. Next: use one of rows, num"):
         make_control(ControlConfig(name="anchor", options={"weight": 2}))
     setup = setup_of(micro)
     setup.plan = None

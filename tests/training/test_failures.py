@@ -120,5 +120,5 @@ def test_a_replay_notices_another_dictionary(micro, tmp_path):
     run = train(micro.model, micro.data, plan, out=tmp_path / "a", neutral=micro.neutral, **settings)
     assert replay(run, out=tmp_path / "b", **common).same
     make_dictionary(micro.model, seed=1).save(tmp_path / "dictionary")
-    with pytest.raises(RunError, match=r"its dictionary \(.*dictionary\) have changed since"):
+    with pytest.raises(RunError, match=r"its dictionary \(.*dictionary\) has changed since"):
         replay(run, out=tmp_path / "c", **common)

@@ -84,7 +84,7 @@ def test_a_run_finds_the_file_again_and_notices_a_change(micro, tmp_path, file):
     common = {"model": micro.model, "data": micro.data, "neutral": micro.neutral}
     assert replay(run, out=tmp_path / "again", **common).same
     file.write_text(file.read_text() + "# changed")
-    with pytest.raises(RunError, match=r"its shield_words.py \(.*\) have changed"):
+    with pytest.raises(RunError, match=r"its shield_words.py \(.*\) has changed"):
         replay(run, out=tmp_path / "third", **common)
 
 

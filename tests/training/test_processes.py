@@ -39,13 +39,12 @@ for name in names:
     train(model, data, Plan.model_validate(json.load(open(plan))), out=folder + "/" + name, neutral=neutral,
           dictionary=dictionary, batch_size=4, controls={CONTROLS!r}, **{SETTINGS!r}, **METHODS[name])
 """
-LAUNCH = [
-    "-m",
-    "torch.distributed.run",
-    "--standalone",
-    "--nproc_per_node",
-    "2",
-]  # accelerate needs MPI on a CPU
+LAUNCH = {
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    # without GPUs its processes meet over gloo
+    "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2",
+                   "--main_process_port", "0"],
+}  # fmt: skip
 
 
 def files_of(micro, folder: Path) -> list[str]:
@@ -61,11 +60,11 @@ def files_of(micro, folder: Path) -> list[str]:
     ]
 
 
-def launch(folder: Path, script: str, words: list[str], **more: str) -> str:
+def launch(folder: Path, script: str, words: list[str], by: str = "torchrun", **more: str) -> str:
     """Run a script in two processes; what they said."""
     path = folder / "script.py"
     path.write_text(script)
-    command = [sys.executable, *LAUNCH, str(path), *words]
+    command = [sys.executable, *LAUNCH[by], str(path), *words]
     settings = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **more}
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=settings)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -95,11 +94,13 @@ def same_trainings(one, two, *, tolerance: float) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_trains(micro, tmp_path):
+@pytest.mark.parametrize(("by", "methods"), [("torchrun", tuple(METHODS)), ("accelerate", ("full",))])
+def test_two_processes_train_what_one_trains(micro, tmp_path, by, methods):
     files = files_of(micro, tmp_path)
-    said = launch(tmp_path, SCRIPT, [str(tmp_path / "two"), *files, *METHODS])
-    assert said.count("dial: anchor 0.25 after step 2") == len(METHODS), "one process tells of a move"
-    for name, settings in METHODS.items():
+    said = launch(tmp_path, SCRIPT, [str(tmp_path / "two"), *files, *methods], by)
+    assert said.count("dial: anchor 0.25 after step 2") == len(methods), "one process tells of a move"
+    for name in methods:
+        settings = METHODS[name]
         one, two = (
             alone(micro, files, tmp_path / f"one-{name}", **settings),
             load_run(tmp_path / "two" / name),

@@ -191,8 +191,8 @@ def _source(run: TrainedRun, name: str) -> str:
 def _check(run: TrainedRun, name: str, found: str) -> None:
     recorded = run.sources.get(name, {}).get("sha256", "")
     if recorded and recorded != found:
-        what = f"{name} rows" if name in ("data", "neutral") else name
+        what, have = (f"{name} rows", "have") if name in ("data", "neutral") else (name, "has")
         raise RunError(
-            f"{run.folder}: its {what} ({run.sources[name]['path'] or 'given in Python'}) have changed since. Next: restore "
-            f"the file, or pass what it was trained with."
+            f"{run.folder}: its {what} ({run.sources[name]['path'] or 'given in Python'}) {have} changed since, or cannot be found. "
+            "Next: restore the file, or pass what it was trained with."
         )
