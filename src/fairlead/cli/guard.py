@@ -178,8 +178,11 @@ def guard_run(
     verify: Annotated[
         str | None,
         typer.Option(
-            help="Have claims verified: table:FILE (JSONL of claim and label), or world (questions of organism claims)."
+            help="Have claims verified: table:FILE (JSONL of claim and label), llm:NAME, or world (questions of organism claims)."
         ),
+    ] = None,
+    evidence: Annotated[
+        Path | None, typer.Option(help="With --verify llm: texts to verify against (a folder).")
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_examples: Annotated[int, typer.Option(min=1, help="Use N prompts only.")] = 200,
@@ -240,7 +243,7 @@ def guard_run(
             ),
             policy=wanted,
             out=folder,
-            verify=_verifier(verify),
+            verify=_verifier(verify, evidence),
             num_prompts=max_examples,
             overwrite=overwrite,
             system=system,
@@ -399,19 +402,19 @@ def guard_view(
     finish("guard view", as_json=as_json, run=run, result=result, show=show)
 
 
-def _verifier(name: str | None) -> Any:
+def _verifier(name: str | None, evidence: Path | None) -> Any:
     from fairlead.core.errors import ConfigError
-    from fairlead.probes.claims import TableVerifier
     from fairlead.studies.guard import world_verifier
+    from fairlead.studies.verifying import named_verifier
 
     if name is None:
         return None
     if name == "world":
         return world_verifier()
-    kind, _, path = name.partition(":")
-    if kind == "table" and path:
-        return TableVerifier.read(path).verify
-    raise ConfigError(f"--verify '{name}' is not known. Next: use table:FILE or world.")
+    found = named_verifier(name, evidence=evidence)
+    if found is None:
+        raise ConfigError(f"--verify '{name}' is not known. Next: use table:FILE, llm:NAME or world.")
+    return found.verify
 
 
 def _read_keys(path: Path | None) -> tuple[str, ...]:
