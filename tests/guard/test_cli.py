@@ -16,7 +16,7 @@ import requests
 
 from fairlead.cli.app import run
 from fairlead.core.errors import ConfigError
-from fairlead.guard import GuardedAnswer
+from fairlead.guard import Guard, GuardedAnswer, Policy
 from fairlead.guard.audit import AuditLog, read_audit
 from fairlead.guard.folder import load_guard
 from fairlead.probes import Probe, examples_of, fit_span_probe
@@ -24,7 +24,7 @@ from fairlead.probes.labelled import load_claims
 from fairlead.probes.seen import held_out
 from fairlead.reports import render_guarded, render_served
 from fairlead.studies.claims import label_answer
-from fairlead.studies.guard import GuardedExchange, calibrate_to_folder, read_guarded
+from fairlead.studies.guard import GuardedExchange, GuardedRun, calibrate_to_folder, read_guarded
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +257,20 @@ def test_serve_as_a_command_until_it_is_told_to_stop(folder, calibrated, tmp_pat
     assert server.returncode == 0 and json.loads(out)["answers"] == 1
     records, damage = read_audit(tmp_path / "log.jsonl")
     assert [r.kind for r in records] == ["answer"] and not damage
+
+
+def test_the_page_tells_what_other_answers_upheld(pocket, readout, questions):
+    guard = Guard(pocket, readout, threshold=0.0)
+    policy = Policy(kind="retract", ask_again=2, uphold=0.0)
+    answers = guard.answer(questions[:2], policy=policy)
+    exchanges = [
+        GuardedExchange(messages=({"role": "user", "content": "q"},), guarded=answer) for answer in answers
+    ]
+    run = GuardedRun(model="pocket", policy=policy, threshold=0.0, exchanges=tuple(exchanges))
+    page = render_guarded(run)
+    assert "acted on 0 of 2 answers; in 2 a flagged claim was upheld" in page
+    assert (
+        "upheld by other answers: " in page
+        and "of 2 other answers hold" in page
+        and "only marked" not in page
+    )
