@@ -100,8 +100,8 @@ def plain_spec() -> Spec:
 
 
 def test_the_judge_reads_plain_examples_as_they_stand() -> None:
-    texts, _ = _collect(plain_spec(), ["It rained."], chat=False)
-    assert texts == ["Tim ran home.", "thou art a man", "It rained."], (
+    texts, _ = _collect(plain_spec(), ["It rained."], ["A row."], chat=False)
+    assert texts == ["Tim ran home.", "thou art a man", "It rained.", "A row."], (
         "a plain-text model must see no chat frame"
     )
 
