@@ -251,7 +251,8 @@ def publish(name: str, found: dict[Cell, list[list[Look]]], command: str) -> Non
         rules = {"region": region, "by_gap": region_by_gap}
         regions = {key: [rule(looks[0], looks[-1]) for looks in runs] for key, rule in rules.items()}
         rows.append(_row(title_of(one), values, regions))
-        name_of = one.place + (" + gradient" if one.gradient != "none" else "")
+        place = "frozen copy" if one.place == DEFAULT else one.place  # which it reads
+        name_of = place + (" + gradient" if one.gradient != "none" else "")
         for reader in ("frozen", "student"):
             points.setdefault(f"{name_of}: {reader} score", []).extend(
                 (value[reader], value["unsupported"]) for value in values
