@@ -185,7 +185,11 @@ def _verdict(exchanges: Sequence[GuardedExchange], *, checked: bool) -> str:
     kinds = [{act.kind for act in exchange.guarded.interventions} for exchange in exchanges]
     text = f"The guard acted on {sum(bool(kind & set(ACTING)) for kind in kinds):,} of {len(exchanges):,} answers"
     upheld = sum("uphold" in kind for kind in kinds)
-    text += f"; in {upheld:,} a flagged claim was upheld when the question was asked in other ways." if upheld else "."
+    text += (
+        f"; in {upheld:,} a flagged claim was upheld when the question was asked in other ways."
+        if upheld
+        else "."
+    )
     if checked:
         plain = sum(bool(span.unsupported) for exchange in exchanges for span in exchange.plain_verdicts)
         missed = sum(
