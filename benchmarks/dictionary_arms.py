@@ -45,6 +45,17 @@ class Arm(ABC):
     def one_step(self) -> None:
         """A training step on `batch()`."""
 
+    def steps(self, num: int) -> dict[str, float]:
+        """Seconds of `num` steps."""
+        start = time.perf_counter()
+        for _ in range(num):
+            self.one_step()
+        return {"seconds": time.perf_counter() - start}
+
+
+class Trainer(Arm):
+    """An arm that can also train a whole dictionary."""
+
     @abstractmethod
     def trained(self) -> Any:
         """A dictionary trained from the model."""
@@ -52,13 +63,6 @@ class Arm(ABC):
     @abstractmethod
     def errors(self, found: Any, x: torch.Tensor) -> torch.Tensor:
         """Reconstruction minus activations of one batch, with k pairs a token."""
-
-    def steps(self, num: int) -> dict[str, float]:
-        """Seconds of `num` steps."""
-        start = time.perf_counter()
-        for _ in range(num):
-            self.one_step()
-        return {"seconds": time.perf_counter() - start}
 
     def train(self) -> dict[str, float]:
         """Seconds of a whole training, and its quality."""
@@ -75,7 +79,7 @@ class Arm(ABC):
         }
 
 
-class Fairlead(Arm):
+class Fairlead(Trainer):
     """This project."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -113,13 +117,13 @@ class Fairlead(Arm):
         self.trainer.step(self.batch())
 
     def trained(self) -> Any:
-        """See `Arm`."""
+        """See `Trainer`."""
         from fairlead.dictionaries import train_dictionary
 
         return train_dictionary(self.model, self.encoded, site=self.spec["site"], config=self.config)
 
     def errors(self, found: Any, x: torch.Tensor) -> torch.Tensor:
-        """See `Arm`."""
+        """See `Trainer`."""
         weights = found.weights
         pre = torch.addmm(weights["b_enc"], x - weights["b_dec"], weights["W_enc"])
         return keep(pre, self.spec) @ weights["W_dec"] + weights["b_dec"] - x
@@ -139,16 +143,8 @@ class Matmul(Arm):
         """See `Arm`."""
         torch.mm(self.batch(), self.weight, out=self.out)
 
-    def trained(self) -> Any:
-        """See `Arm`."""
-        raise NotImplementedError("a matmul trains nothing")
 
-    def errors(self, found: Any, x: torch.Tensor) -> torch.Tensor:
-        """See `Arm`."""
-        raise NotImplementedError("a matmul trains nothing")
-
-
-class SAELens(Arm):
+class SAELens(Trainer):
     """SAELens, by its own runner and trainer."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -218,7 +214,7 @@ class SAELens(Arm):
         self.trainer.n_training_steps += 1
 
     def trained(self) -> Any:
-        """See `Arm`."""
+        """See `Trainer`."""
         from sae_lens import LanguageModelSAETrainingRunner
 
         runner = LanguageModelSAETrainingRunner(
@@ -227,13 +223,13 @@ class SAELens(Arm):
         return runner.run()
 
     def errors(self, found: Any, x: torch.Tensor) -> torch.Tensor:
-        """See `Arm`; its pre-activations count times the norms of the decoder's rows."""
+        """See `Trainer`; its pre-activations count times the norms of the decoder's rows."""
         norm = found.W_dec.norm(dim=-1)
         pre = torch.addmm(found.b_enc, x - found.b_dec, found.W_enc) * norm
         return keep(pre, self.spec) @ (found.W_dec / norm[:, None]) + found.b_dec - x
 
 
-class Sparsify(Arm):
+class Sparsify(Trainer):
     """sparsify (TopK only), by its own trainer."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -280,13 +276,13 @@ class Sparsify(Arm):
         self.optimizer.zero_grad()
 
     def trained(self) -> Any:
-        """See `Arm`."""
+        """See `Trainer`."""
         trainer = self.make(self.config(), self.data, self.language_model)
         trainer.fit()
         return next(iter(trainer.saes.values()))
 
     def errors(self, found: Any, x: torch.Tensor) -> torch.Tensor:
-        """See `Arm`."""
+        """See `Trainer`."""
         return found(x).sae_out - x
 
 
@@ -312,7 +308,9 @@ def main() -> None:
     for line in sys.stdin:
         command, *words = line.split()
         with contextlib.redirect_stdout(sys.stderr):
-            answer = arm.steps(int(words[0])) if command == "steps" else arm.train()
+            answer = getattr(arm, command)(
+                *map(int, words)
+            )  # "steps NUM", and "train" where the arm is a `Trainer`
         print(json.dumps(answer), file=ANSWERS, flush=True)
 
 
