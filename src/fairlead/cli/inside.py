@@ -135,7 +135,7 @@ def dict_train(
     ] = None,
     harvest_dtype: Annotated[
         str | None,
-        typer.Option(help="Of the model's matmuls in the harvest: model, bfloat16.", rich_help_panel=STEPS),
+        typer.Option(help="Of the model in the harvest: model, bfloat16.", rich_help_panel=STEPS),
     ] = None,
     prefetch: Annotated[
         bool | None,

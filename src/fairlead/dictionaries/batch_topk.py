@@ -43,13 +43,15 @@ class Part(NamedTuple):
 
     Attributes:
         pairs: The pairs.
-        out_ND: Gradient of the loss in the reconstruction that they take part in.
+        out_ND: Gradient of the loss in the reconstruction that they take part in, up to `scale`.
+        scale: What `out_ND` is to be multiplied with.
         start: First latent of the part.
         end: Latent after its last; the parts together hold every latent once, in order.
     """
 
     pairs: Pairs
     out_ND: Tensor
+    scale: float
     start: int
     end: int
 
@@ -95,8 +97,9 @@ class BatchTopK:
     ) -> Reconstruction:
         """Squared error per entry of the reconstruction, and its gradient."""
         error_ND = decode(pairs, w_dec).sub_(centred_ND)
-        part = Part(pairs, error_ND * (2.0 / max(1, error_ND.numel())), 0, w_dec.shape[0])
-        return Reconstruction(error_ND.square().mean(), error_ND, (part,))
+        num = max(1, error_ND.numel())
+        part = Part(pairs, error_ND, 2.0 / num, 0, w_dec.shape[0])
+        return Reconstruction(sum_of_squares(error_ND) / num, error_ND, (part,))
 
     def start(self, x_ND: Tensor, config: DictionaryConfig, generator: torch.Generator) -> Params:
         """Random unit decoder rows, encoder = decoder transposed (times a number: `fit_start`), `b_dec` = geometric median."""
@@ -130,36 +133,34 @@ class BatchTopK:
         pairs, least = self.select(encoder, config, state)
         found = self.reconstruct(pairs, params["W_dec"], centred_ND, config)
 
-        decoder_parts, encoder_parts = [], []
-        bias_grad = torch.zeros_like(params["b_enc"])
+        decoder_parts, encoder_parts, bias_parts, fired = [], [], [], []
         for part in found.parts:
-            value_grad = gather_dot(part.pairs, part.out_ND, params["W_dec"])
+            value_grad = gather_dot(part.pairs, part.out_ND, params["W_dec"]).mul_(part.scale)
             own = part.pairs._replace(latent=part.pairs.latent - part.start) if part.start else part.pairs
             layout = transpose(own, part.end - part.start)
-            decoder_parts.append(transposed_product(layout, own.value, part.out_ND))
+            decoder_parts.append(transposed_product(layout, own.value * part.scale, part.out_ND))
             encoder_parts.append(transposed_product(layout, value_grad, centred_ND))
-            bias_grad.index_add_(0, part.pairs.latent, value_grad)
-        decoder_grad, encoder_grad = (
-            parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (decoder_parts, encoder_parts)
-        )
+            bias_grad = value_grad.new_zeros(part.end - part.start)
+            bias_parts.append(bias_grad.index_add_(0, own.latent, value_grad))
+            fired.append(layout.start.diff() > 0)
+        decoder_grad, encoder_grad, bias_grad = map(_joined, (decoder_parts, encoder_parts, bias_parts))
+        whole = found.parts[0]
         grads = {
             "W_dec": decoder_grad,
             "W_enc": encoder_grad.T,
             "b_enc": bias_grad,
-            "b_dec": found.parts[0].out_ND.sum(0) - bias_grad @ encoder.weight_FD,
+            "b_dec": whole.out_ND.sum(0) * whole.scale - bias_grad @ encoder.weight_FD,
         }
         aux = self._aux(params, encoder, found.error_ND, config, state.dead, grads)
 
-        fired = torch.zeros(config.d_dict, dtype=torch.bool, device=x_ND.device)
-        fired[pairs.latent] = True
         _drop_parallel(grads["W_dec"], params["W_dec"])
         return StepResult(
             loss=found.loss + aux,
             grads=grads,
-            fired=fired,
+            fired=_joined(fired),
             least=least,
-            squared_error=found.error_ND.square().sum(),
-            variance=(x_ND - x_ND.mean(0)).square_().sum(),
+            squared_error=sum_of_squares(found.error_ND),
+            variance=sum_of_squares(centred_ND) - len(x_ND) * sum_of_squares(centred_ND.mean(0)),
             num_active=pairs.value.numel(),
         )
 
@@ -202,6 +203,16 @@ class BatchTopK:
     def export(self, params: Params, threshold: float, scale: float) -> Params:
         """See `fold_scale`."""
         return fold_scale(params, threshold, scale)
+
+
+def sum_of_squares(value: Tensor) -> Tensor:
+    """Without a second array of the same size."""
+    flat = value.reshape(-1)
+    return flat @ flat
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _drop_parallel(grad_FD: Tensor, decoder_FD: Tensor) -> None:

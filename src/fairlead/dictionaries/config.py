@@ -47,9 +47,9 @@ class DictionaryConfig(Config):
             matryoshka). Unscaled, many overlapping latents overshoot, which a short run spends a good part of its steps on.
         precision: Type in which active latents are looked for: "float32", "bfloat16" (those found are computed again in float32, and
             the search is repeated in float32 where rounding could have hidden one), or "auto": bfloat16 where it is much faster here.
-        harvest_dtype: Type of the model's matmuls while activations are harvested: "model" (as it was loaded), or "bfloat16" (autocast;
-            the activations are kept in the model's dtype). Faster with AMX or tensor cores; other activations in the third digit.
-        prefetch: Whether a thread harvests the next chunk while the dictionary trains; None: where there is a second core or a GPU.
+        harvest_dtype: Type of the model while activations are harvested: "model" (as it was loaded), or "bfloat16" (a copy of it).
+            Faster with AMX or tensor cores; activations about a hundredth of their norm off.
+        prefetch: Whether a thread harvests the next chunk while the dictionary trains; None: where there is a GPU.
         spike: A batch whose loss is this many times the usual one, or not finite, is passed over.
         bandwidth: Width of the kernel of JumpReLU's straight-through estimators, where an activation's entries are about 1.
         sparsity_weight: Weight of JumpReLU's penalty on `(L0 / k - 1)^2`.

@@ -46,9 +46,10 @@ class MatryoshkaBatchTopK(BatchTopK):
         loss = torch.stack([error.square().mean() for error in errors]).mean()
         # a shard takes part in its own prefix and in all longer ones: their gradients add up from the last
         parts, out_ND = [], errors[-1].new_zeros(errors[-1].shape)
+        scale = 2.0 / (max(1, out_ND.numel()) * len(ends))
         for (shard, start, end), error in zip(reversed(shards), reversed(errors), strict=True):
-            out_ND = out_ND + error * (2.0 / (max(1, error.numel()) * len(ends)))
-            parts.append(Part(shard, out_ND, start, end))
+            out_ND = out_ND + error
+            parts.append(Part(shard, out_ND, scale, start, end))
         return Reconstruction(loss, error_ND, tuple(reversed(parts)))
 
 

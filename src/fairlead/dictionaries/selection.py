@@ -12,7 +12,7 @@ gap between what is kept and what was screened out, else the search is made agai
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -21,11 +21,14 @@ import torch
 from torch import Tensor
 
 from fairlead.core.processes import gather
-from fairlead.dictionaries.sparse import Pairs, gather_dot
+from fairlead.core.threads import in_parts, num_plain_threads
+from fairlead.dictionaries.sparse import Pairs, gather_dot, loops, starts
 
 _BLOCK_ENTRIES = 1 << 21  # pre-activations in memory at once on a CPU
 _BLOCK_ENTRIES_CUDA = 1 << 27
 _SAMPLE_TOKENS = (16, 64)  # at least and at most, from which a floor is guessed
+_FEW = 64  # tokens that are not worth a second thread
+_SLACK = (0.02, 0.02)  # and of the value
 _GAIN = 0.6  # bfloat16 is used below this share of the time in float32
 
 
@@ -35,12 +38,14 @@ class Candidates(NamedTuple):
     Attributes:
         token: `[C]` long.
         latent: `[C]` long.
-        value: `[C]` float32, as accurate as the screening.
+        value: `[C]` in float32 accuracy, whatever looked for them.
+        worst: The largest difference between a value and what the screening saw, in units of `_slack`.
     """
 
     token: Tensor
     latent: Tensor
     value: Tensor
+    worst: float = 0.0
 
 
 class Encoder(NamedTuple):
@@ -62,21 +67,45 @@ class Encoder(NamedTuple):
         """The same, screening in float32."""
         return self._replace(screen=torch.float32)
 
-    def values(self, found: Candidates) -> Tensor:
-        """Pre-activations of the candidates in float32, `[C]`."""
-        pairs = Pairs(found.token, found.latent, found.value, self.centred_ND.shape[0])
-        return gather_dot(pairs, self.centred_ND, self.weight_FD) + self.bias_F[found.latent]
+    def at_least(self, pre: Tensor, bound: Tensor, first_token: int) -> Candidates:
+        """A block's entries that are at least their token's non-negative bound `[n, 1]` (of the type of `pre`)."""
+        if (compiled := loops(pre)) is not None:
+            inputs = (self.centred_ND, self.weight_FD, self.bias_F)
+            return Candidates(
+                *compiled.entries_from(pre, bound[:, 0], *inputs, first_token=first_token, slack=_SLACK)
+            )
+        index = where(_ordered(pre) >= _ordered(bound))
+        token = torch.div(index, pre.shape[1], rounding_mode="floor")
+        latent, seen = index - token * pre.shape[1], pre.reshape(-1).take(index).float()
+        token += first_token
+        if self.screen == torch.float32:
+            return Candidates(token, latent, seen)
+        near = Pairs(token - first_token, latent, seen, pre.shape[0])
+        value = gather_dot(near, self.centred_ND[first_token : first_token + pre.shape[0]], self.weight_FD)
+        value += self.bias_F[latent]
+        worst = float(((value - seen).abs() / _slack(value)).max()) if value.numel() else 0.0
+        return Candidates(token, latent, value, worst)
 
-    def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """First token and pre-activations `[n, F]` of each block; the buffer is used again for the next."""
+    def blocks(self, look: Callable[[int, Tensor], Any]) -> list[Any]:
+        """What `look` makes of each block, in order: it gets the first token and the pre-activations `[n, F]`.
+
+        The buffer is used again for the next block. Blocks are shared out among threads (`core.threads`).
+        """
         num, width = self.centred_ND.shape[0], self.weight_FD.shape[0]
-        entries = _BLOCK_ENTRIES_CUDA if self.centred_ND.is_cuda else _BLOCK_ENTRIES
+        entries = _BLOCK_ENTRIES_CUDA if self.centred_ND.is_cuda else _BLOCK_ENTRIES // num_plain_threads()
         size = max(1, min(num, max(16, entries // width)))
         x, weight, bias = (part.to(self.screen) for part in (self.centred_ND, self.weight_FD.T, self.bias_F))
-        buffer = torch.empty(size, width, dtype=self.screen, device=x.device)
-        for start in range(0, num, size):
-            part = x[start : start + size]
-            yield start, torch.addmm(bias, part, weight, out=buffer[: part.shape[0]])
+
+        def part_of(first: int, last: int) -> list[Any]:
+            buffer = torch.empty(min(size, last - first), width, dtype=self.screen, device=x.device)
+            found = []
+            with torch.no_grad():  # a setting of each thread
+                for start in range(first, last, size):
+                    part = x[start : min(start + size, last)]
+                    found.append(look(start, torch.addmm(bias, part, weight, out=buffer[: part.shape[0]])))
+            return found
+
+        return [found for part in in_parts(part_of, num, at_least=_FEW) for found in part]
 
 
 @cache
@@ -125,28 +154,12 @@ def batch_pairs(encoder: Encoder, num_pairs: int, *, together: bool = False) -> 
         num_found = sum(everyone(found.value.numel()))
         if num_found >= num_pairs or floor == 0.0:
             break
-    if encoder.screen == torch.float32:
-        return _kept(found, _cut_of_all(found.value, num_pairs, everyone), encoder)
-    close, cut, sure = found, 0.0, False
-    if floor > 0.0 or num_found > 2 * num_pairs:  # else rounding decides what is positive
-        low = _cut_of_all(found.value, num_pairs, everyone)
-        border = low - _slack(low)
-        near = where(_at_least(found.value, torch.tensor(max(border, 0.0))))
-        close = Candidates(found.token[near], found.latent[near], found.value[near])
-        value = encoder.values(close)
-        cut = _cut_of_all(value, num_pairs, everyone)
-        worst = max(everyone(_worst(value, close.value)))
-        sure = cut >= max(border, floor) + worst * _slack(cut)
-        close = close._replace(value=value)
-    if not sure:
-        return _kept_exactly(encoder, num_pairs, everyone)
-    return _kept(close, cut, encoder)
-
-
-def _kept_exactly(encoder: Encoder, num_pairs: int, everyone: Callable[[Any], list[Any]]) -> Pairs:
-    """The selection made in float32 from zero on; rare."""
-    found = above(encoder.exact(), 0.0)
-    return _kept(found, _cut_of_all(found.value, num_pairs, everyone), encoder)
+    cut = _cut_of_all(found.value, num_pairs, everyone)
+    worst = max(everyone(found.worst))
+    if encoder.screen != torch.float32 and not cut >= floor + worst * _slack(cut):
+        found = above(encoder.exact(), 0.0)  # rare
+        cut = _cut_of_all(found.value, num_pairs, everyone)
+    return Pairs(*_from(found, cut), num_tokens)
 
 
 def _alone(value: Any) -> list[Any]:
@@ -171,59 +184,54 @@ def row_pairs(encoder: Encoder, k: int) -> Pairs:
     num = encoder.centred_ND.shape[0]
     if group < 2 or num == 0 or encoder.centred_ND.is_cuda:
         return _dense_row_pairs(encoder.exact(), k)
-    floors, parts = [], [_no_candidates(encoder)]
-    for start, pre in encoder.blocks():
+
+    def look(start: int, pre: Tensor) -> tuple[Tensor, Candidates]:
         most = pre[:, : width // group * group].view(pre.shape[0], group, -1).amax(1)
         bound = most.float().topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
         if encoder.screen != torch.float32:
             bound -= _slack(bound)
         bound = bound.clamp_min(0.0).to(pre.dtype)
-        index = where(_at_least(pre, bound))
-        parts.append(_split(index, width, start, pre))
-        floors.append(bound.float())
-    found = Candidates(*(torch.cat(part) for part in zip(*parts, strict=True)))
-    value = found.value
-    if encoder.screen != torch.float32:
-        value = encoder.values(found)
-    counts = torch.bincount(found.token, minlength=num)
-    starts = counts.cumsum(0) - counts
-    padded = value.new_full((num, max(k, int(counts.max()))), -torch.inf)
-    place = torch.arange(value.numel(), device=value.device) - starts[found.token]
-    padded[found.token, place] = value
+        return bound.float(), encoder.at_least(pre, bound, start)
+
+    floors, parts = zip(*encoder.blocks(look), strict=True)
+    found = _joined(parts)
+    first = starts(found.token, num)
+    padded = found.value.new_full((num, max(k, int(first.diff().max()))), -torch.inf)
+    place = torch.arange(found.value.numel(), device=padded.device) - first[found.token]
+    padded[found.token, place] = found.value
     kept, rank = padded.topk(k, dim=-1, sorted=False)
     if encoder.screen != torch.float32:
         cut = kept.amin(-1, keepdim=True)
-        if bool((cut < torch.cat(floors) + _worst(value, found.value) * _slack(cut)).any()):
+        if bool((cut < torch.cat(floors) + found.worst * _slack(cut)).any()):
             return row_pairs(encoder.exact(), k)  # also where a token has fewer than k positive ones
     token, column = (kept > 0).nonzero(as_tuple=True)
-    return Pairs(token, found.latent[starts[token] + rank[token, column]], kept[token, column], num)
+    return Pairs(token, found.latent[first[token] + rank[token, column]], kept[token, column], num)
 
 
 def _dense_row_pairs(encoder: Encoder, k: int) -> Pairs:
-    parts = [_no_candidates(encoder)]
-    for start, pre in encoder.blocks():
+    def look(start: int, pre: Tensor) -> Candidates:
         value, latent = pre.topk(k, dim=-1)
         token, rank = (value > 0).nonzero(as_tuple=True)
-        parts.append((token + start, latent[token, rank], value[token, rank]))
-    token, latent, value = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Pairs(token, latent, value, encoder.centred_ND.shape[0])
+        return Candidates(token + start, latent[token, rank], value[token, rank])
+
+    found = _joined([_no_candidates(encoder), *encoder.blocks(look)])
+    return Pairs(found.token, found.latent, found.value, encoder.centred_ND.shape[0])
 
 
 def above(encoder: Encoder, floor: float) -> Candidates:
-    """All entries from a floor on; from just above zero where the floor is zero."""
-    width = encoder.weight_FD.shape[0]
+    """All entries from a floor on (as the screening sees them); from just above zero where the floor is zero."""
     lowest = torch.tensor(max(floor, torch.finfo(torch.float32).tiny))
-    parts = [_no_candidates(encoder)]
-    for start, pre in encoder.blocks():
-        index = where(_at_least(pre, lowest.to(pre)))
-        parts.append(_split(index, width, start, pre))
-    return Candidates(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    def look(start: int, pre: Tensor) -> Candidates:
+        return encoder.at_least(pre, lowest.to(pre).expand(pre.shape[0], 1), start)
+
+    return _joined([_no_candidates(encoder), *encoder.blocks(look)])
 
 
 def sampled_cut(encoder: Encoder, per_token: float, *, num_tokens: int) -> float:
     """The pre-activation above which `per_token` latents a token are, on the first tokens of the batch; 0 where fewer are positive."""
     few = encoder.exact()._replace(centred_ND=encoder.centred_ND[:num_tokens])
-    value = torch.cat([few.bias_F[:0], *(pre.reshape(-1).clone() for _, pre in few.blocks())])
+    value = torch.cat([few.bias_F[:0], *few.blocks(lambda _, pre: pre.reshape(-1).clone())])
     return max(cut_of(value, max(1, round(per_token * few.centred_ND.shape[0]))), 0.0)
 
 
@@ -237,48 +245,43 @@ def cut_of(value: Tensor, num: int) -> float:
     return float(np.partition(value.numpy(), place)[place])  # several times faster than torch's
 
 
-def where(mask: Tensor) -> Tensor:
-    """Indices at which a mask is set, flat, ascending."""
-    if mask.is_cuda:
+def where(mask: Any) -> Tensor:
+    """Indices at which a mask (a tensor's, or numpy's) is set, flat, ascending."""
+    if isinstance(mask, Tensor) and mask.is_cuda:
         return mask.reshape(-1).nonzero().squeeze(-1)
-    return torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times faster than torch's
+    return torch.from_numpy(np.flatnonzero(mask))  # several times faster than torch's
 
 
-def _at_least(pre: Tensor, bound: Tensor) -> Tensor:
-    """`pre >= bound` for non-negative bounds; numpy compares about ten times faster than torch on a CPU.
+def _ordered(value: Tensor) -> Any:
+    """What is compared: on a CPU numpy does it about ten times faster than torch.
 
     Numpy has no bfloat16, but those from zero on are ordered as the integers that they look like, and negative ones look negative.
     """
-    if pre.is_cuda:
-        return pre >= bound
-    if pre.dtype == torch.bfloat16:
-        pre, bound = pre.view(torch.int16), bound.view(torch.int16)
-    return torch.from_numpy(np.greater_equal(pre.numpy(), bound.numpy()))
+    if value.is_cuda:
+        return value
+    return value.view(torch.int16).numpy() if value.dtype == torch.bfloat16 else value.numpy()
 
 
-def _no_candidates(encoder: Encoder) -> tuple[Tensor, Tensor, Tensor]:
+def _from(found: Candidates, cut: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Token, latent and value of the candidates from a cut on, which are positive."""
+    cut = max(cut, torch.finfo(torch.float32).tiny)
+    if (compiled := loops(found.value)) is not None:
+        return compiled.at_least(found.token, found.latent, found.value, cut)
+    keep = where(_ordered(found.value) >= cut)
+    return found.token[keep], found.latent[keep], found.value[keep]
+
+
+def _joined(parts: Sequence[Candidates]) -> Candidates:
+    token, latent, value, worst = zip(*parts, strict=True)
+    return Candidates(torch.cat(token), torch.cat(latent), torch.cat(value), max(worst))
+
+
+def _no_candidates(encoder: Encoder) -> Candidates:
     """Where a process holds no token of a batch, nothing else is found."""
     none = torch.zeros(0, dtype=torch.long, device=encoder.bias_F.device)
-    return none, none, encoder.bias_F[:0]
-
-
-def _split(index: Tensor, width: int, start: int, pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    token = torch.div(index, width, rounding_mode="floor")
-    return token + start, index - token * width, pre.reshape(-1).take(index).float()
+    return Candidates(none, none, encoder.bias_F[:0])
 
 
 def _slack(cut: Any) -> Any:
     """How far below a cut to look when values are rounded: inputs have entries of about 1, encoder rows a norm of about 1."""
-    return 0.02 + 0.02 * abs(cut)
-
-
-def _worst(exact: Tensor, rounded: Tensor) -> float:
-    """The largest difference between the two values of a candidate, in units of `_slack`."""
-    if exact.numel() == 0:
-        return 0.0
-    return float(((exact - rounded).abs() / _slack(exact)).max())
-
-
-def _kept(found: Candidates, cut: float, encoder: Encoder) -> Pairs:
-    keep = where(_at_least(found.value, torch.tensor(max(cut, torch.finfo(torch.float32).tiny))))
-    return Pairs(found.token[keep], found.latent[keep], found.value[keep], encoder.centred_ND.shape[0])
+    return _SLACK[0] + _SLACK[1] * abs(cut)

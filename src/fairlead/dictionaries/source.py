@@ -11,6 +11,7 @@ Position 0 is left out: in many models its activation is an outlier many times t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -62,8 +63,8 @@ class ModelSource:
         model: The model.
         encoded: The texts.
         batch_size: Texts per forward pass.
-        dtype: "model", or "bfloat16": matmuls in bfloat16 (autocast), while the residual stream and what is handed on keep the
-            model's own dtype. Faster where the hardware has such matmuls, and slightly other activations.
+        dtype: "model", or "bfloat16": a copy of the model in bfloat16 gives them, in bfloat16. Faster where the hardware has such
+            matmuls, half the memory of the buffers, and slightly other activations (norms and attention's softmax stay in float32).
     """
 
     def __init__(
@@ -74,8 +75,8 @@ class ModelSource:
         batch_size: int = 64,
         dtype: HarvestType = "model",
     ) -> None:
-        self.model, self.encoded, self.batch_size = model, encoded, batch_size
-        self.low = dtype == "bfloat16"
+        self.model = low_copy(model) if dtype == "bfloat16" else model
+        self.encoded, self.batch_size = encoded, batch_size
         self.lengths = encoded.lengths if isinstance(encoded, PackedTexts) else [len(row) for row in encoded]
 
     def iter_rows(self, rows: Sequence[int], sites: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
@@ -84,11 +85,18 @@ class ModelSource:
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             texts = [self.encoded[row] for row in chosen]
-            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.low):
-                (found,) = iter_site_activations(self.model, texts, sites, batch_size=self.batch_size)
-            acts = {site: value.to(self.model.dtype) for site, value in found.acts.items()}
+            (found,) = iter_site_activations(self.model, texts, sites, batch_size=self.batch_size)
             for place, row in enumerate(chosen):
-                yield row, {site: value[place, : self.lengths[row]] for site, value in acts.items()}
+                yield row, {site: value[place, : self.lengths[row]] for site, value in found.acts.items()}
+
+
+def low_copy(model: Model) -> Model:
+    """The model itself where it is in bfloat16, else a copy that is."""
+    if model.dtype == torch.bfloat16:
+        return model
+    hf = copy.deepcopy(model.hf)
+    hf.to(dtype=torch.bfloat16)
+    return type(model)(hf, model.tokenizer, model.name)
 
 
 def check_harvest_dtype(config: DictionaryConfig, where: object) -> None:
@@ -286,10 +294,11 @@ def iter_training_batches(
 
 
 def prefetches(config: DictionaryConfig) -> bool:
-    """Whether a thread harvests ahead: as told, else where there is a second core or an accelerator to do it."""
-    if config.prefetch is not None:
-        return config.prefetch
-    return torch.cuda.is_available() or torch.get_num_threads() > 1
+    """Whether a thread harvests ahead: as told, else where there is an accelerator.
+
+    On a CPU both sides can use all cores by themselves; side by side they only get in each other's way.
+    """
+    return torch.cuda.is_available() if config.prefetch is None else config.prefetch
 
 
 def _cut(chunk: Chunk, lengths: Sequence[int], steps: int, batch_tokens: int) -> Chunk:

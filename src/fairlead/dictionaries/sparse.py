@@ -4,15 +4,17 @@ Shape suffixes: N tokens, F latents (d_dict), D d_model, P active (token, latent
 
 A dense backward of the decoder costs N F D; with P = N k pairs the same numbers cost P D (METHODS.md, "Where a dictionary
 step spends its time"): `decode` sums decoder rows per token, `gather_dot` is the gradient of the pair values, and
-`transposed_product` the gradient of the decoder, as a product with the transposed (latent-major) matrix. On CUDA, where triton is
-installed, kernels of Fairlead's own do the three (`triton_kernels`; tested in Triton's interpreter, not yet timed on a GPU).
+`transposed_product` the gradient of the decoder, as a product with the transposed (latent-major) matrix. Where installed, kernels of
+Fairlead's own do the three: with numba on a CPU (`numba_kernels`), with triton on CUDA (`triton_kernels`; tested in Triton's interpreter,
+not yet timed on a GPU). Everywhere else torch's `embedding_bag` does.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,14 +42,21 @@ def smallest(value: Tensor) -> Tensor:
     return value.detach().min() if value.numel() else value.new_zeros(())
 
 
+def kernels(rows: Tensor) -> Any:
+    """The module whose kernels do these products on the rows' device and type; None where torch does them."""
+    if rows.is_cuda:
+        return _installed("triton")
+    return loops(rows) if rows.dtype == torch.float32 else None
+
+
+def loops(value: Tensor) -> Any:
+    """The kernels of numba, which can also sort and search; None off the CPU and where numba is not installed."""
+    return _installed("numba") if value.device.type == "cpu" else None
+
+
 @cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
-
-
-def takes_kernels(rows: Tensor) -> bool:
-    """Whether the Triton kernels do these products: on CUDA, where triton is installed."""
-    return rows.is_cuda and _has_triton()
+def _installed(compiler: str) -> Any:
+    return import_module(f"{__package__}.{compiler}_kernels") if find_spec(compiler) is not None else None
 
 
 def dense_to_pairs(acts_NF: Tensor) -> Pairs:
@@ -78,71 +87,99 @@ def batch_topk(pre_NF: Tensor, num_pairs: int, *, floor: float = 0.0) -> Pairs:
 
 def decode(pairs: Pairs, decoder_FD: Tensor) -> Tensor:
     """Sum over each token's pairs of value times decoder row, `[N, D]`; equals the dense `acts @ decoder`."""
-    if takes_kernels(decoder_FD):
-        from fairlead.dictionaries.triton_kernels import Decode
-
-        return Decode.apply(pairs.value, pairs.token, pairs.latent, decoder_FD, pairs.num_tokens)  # type: ignore[return-value]
+    if kernels(decoder_FD) is not None:
+        return _Decode.apply(pairs.value, pairs.token, pairs.latent, decoder_FD, pairs.num_tokens)  # type: ignore[return-value]
     return functional.embedding_bag(
         pairs.latent,
         decoder_FD,
-        _starts(pairs.token, pairs.num_tokens),
+        starts(pairs.token, pairs.num_tokens),
         mode="sum",
         per_sample_weights=pairs.value.to(decoder_FD.dtype),
+        include_last_offset=True,
     )
+
+
+class _Decode(torch.autograd.Function):
+    """`decode` by kernels, with gradients in the pairs' values and the decoder."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, token: Tensor, latent: Tensor, rows: Tensor, num: int) -> Tensor:
+        """`[num, D]`."""
+        ctx.save_for_backward(value, token, latent, rows)
+        return kernels(rows).segment_sum(latent, value.to(rows.dtype), starts(token, num), rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of `value` and `rows`."""
+        value, token, latent, rows = ctx.saved_tensors
+        pairs = Pairs(token, latent, value, grads[0].shape[0])
+        by_value = by_rows = None
+        if ctx.needs_input_grad[0]:
+            by_value = gather_dot(pairs, grads[0], rows).to(value.dtype)
+        if ctx.needs_input_grad[3]:
+            by_rows = transposed_product(transpose(pairs, rows.shape[0]), value, grads[0]).to(rows.dtype)
+        return by_value, None, None, by_rows, None
 
 
 def gather_dot(pairs: Pairs, left_ND: Tensor, rows_FD: Tensor) -> Tensor:
     """Inner product of `left[token]` and `rows[latent]` for every pair, `[P]`, without gathering either (no autograd).
 
-    It is the gradient of `decode` in the pairs' values, and calls what torch calls for that.
+    It is the gradient of `decode` in the pairs' values, and calls what torch calls for that where no kernel does it.
     """
-    if takes_kernels(rows_FD):
-        from fairlead.dictionaries import triton_kernels
-
-        return triton_kernels.gather_dot(pairs.token, pairs.latent, left_ND, rows_FD)
+    if (compiled := kernels(rows_FD)) is not None:
+        return compiled.gather_dot(pairs.token, pairs.latent, left_ND.to(rows_FD.dtype), rows_FD)
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         left_ND.contiguous(),
         rows_FD.contiguous(),
         pairs.latent,
-        _starts(pairs.token, pairs.num_tokens),
+        starts(pairs.token, pairs.num_tokens)[:-1],
         pairs.token,
         0,  # sum
     )
 
 
-def _starts(sorted_index: Tensor, num: int) -> Tensor:
-    """Where each of `num` runs of a sorted index begins."""
-    counts = torch.bincount(sorted_index, minlength=num)
-    return counts.cumsum(0) - counts
+def starts(sorted_index: Tensor, num: int) -> Tensor:
+    """Where each of `num` runs of a sorted index begins, and where the last ends, `[num + 1]`."""
+    return torch.searchsorted(sorted_index, torch.arange(num + 1, device=sorted_index.device))
 
 
 class Transposed(NamedTuple):
-    """Latent-major order of `Pairs`, shared by all products with the same pattern."""
+    """Latent-major order of `Pairs`, shared by all products with the same pattern.
+
+    Attributes:
+        order: `[P]` places of the pairs, latent after latent.
+        start: `[F + 1]` where each latent begins in it, and P.
+        token: `[P]` tokens in that order.
+    """
 
     order: Tensor
-    offsets: Tensor
+    start: Tensor
     token: Tensor
 
 
 def transpose(pairs: Pairs, d_dict: int) -> Transposed:
-    """Sort the pairs by latent (in the narrowest type: sorting takes a fifth of the time)."""
-    narrow = pairs.latent.to(torch.int16 if d_dict <= 2**15 else torch.int32)
+    """Sort the pairs by latent."""
+    if (compiled := loops(pairs.value)) is not None:
+        return Transposed(*compiled.by_latent(pairs.token, pairs.latent, d_dict))
+    narrow = pairs.latent.to(torch.int16 if d_dict <= 2**15 else torch.int32)  # sorted in a fifth of the time
     order = torch.argsort(narrow, stable=True)
-    counts = torch.bincount(pairs.latent, minlength=d_dict)
-    return Transposed(order, counts.cumsum(0) - counts, pairs.token[order])
+    return Transposed(order, starts(pairs.latent[order], d_dict), pairs.token[order])
 
 
 def transposed_product(layout: Transposed, value: Tensor, right_ND: Tensor) -> Tensor:
     """Sum over each latent's pairs of value times `right[token]`, `[F, D]`: the dense `acts.T @ right`."""
-    if takes_kernels(right_ND):
-        from fairlead.dictionaries.triton_kernels import segment_sum
-
-        ends = torch.cat([layout.offsets[1:], layout.offsets.new_tensor([layout.token.numel()])])
-        return segment_sum(layout.token, value[layout.order], ends - layout.offsets, right_ND)
+    if value.is_cuda:
+        in_order = value[layout.order]
+    else:
+        in_order = torch.from_numpy(value.detach().numpy()[layout.order.numpy()])  # a third of torch's time
+    in_order = in_order.to(right_ND.dtype)
+    if (compiled := kernels(right_ND)) is not None:
+        return compiled.segment_sum(layout.token, in_order, layout.start, right_ND)
     return functional.embedding_bag(
         layout.token,
         right_ND,
-        layout.offsets,
+        layout.start,
         mode="sum",
-        per_sample_weights=value[layout.order].to(right_ND.dtype),
+        per_sample_weights=in_order,
+        include_last_offset=True,
     )

@@ -16,6 +16,8 @@ is that of the whole batch, so that all hold the same parameters.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,16 @@ from fairlead.core.errors import DictionaryError
 from fairlead.core.processes import add_up, gather, num_processes
 from fairlead.core.progress import say
 from fairlead.core.run import atomic_path
+from fairlead.core.threads import in_parts, plain_threads
 from fairlead.dictionaries.config import DictionaryConfig
 from fairlead.dictionaries.kinds import Kind, Params, StepResult, StepState
+from fairlead.dictionaries.sparse import loops
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
 _WINDOW = 50  # steps behind the reported metrics
 _IN_A_ROW = 3  # bad batches after which the last good copy comes back
 _MOST_RESTORED = 5
+_FEW_ROWS = 256  # of a parameter, not worth a second thread
 _NUMBERS = (
     "done", "tokens", "threshold", "threshold_weight", "scale", "usual_loss", "skipped", "restored", "bad_in_a_row",
 )  # fmt: skip
@@ -78,6 +83,8 @@ class Trainer:
             )
         self.scale = math.sqrt(first_ND.shape[1]) / max(norm, 1e-12)
         self.device = first_ND.device
+        if self.device.type == "cpu" and loops(first_ND) is None:
+            _advise()
         generator = torch.Generator().manual_seed(config.seed)
         start = kind.start(first_ND * self.scale, config, generator)
         self.params: Params = {
@@ -113,6 +120,10 @@ class Trainer:
         Raises:
             DictionaryError: Batches stay bad although good parameters came back several times.
         """
+        with plain_threads(self.device.type == "cpu"):
+            self._step(batch_ND)
+
+    def _step(self, batch_ND: Tensor) -> None:
         x = batch_ND.to(self.device, torch.float32) * self.scale
         state = StepState(self.current_threshold, self.dead, self.together)
         result = self.kind.step(self.params, x, self.config, state)
@@ -208,25 +219,38 @@ class Trainer:
         names = list(self.params)
         same = [grads[name] for name in names]
         norm = torch.stack(torch._foreach_norm(same)).norm()
-        torch._foreach_mul_(same, (1.0 / norm.clamp_min(1e-12)).clamp_max(1.0))
-        values, first, second = (
-            [_storage(group[name]) for name in names] for group in (self.params, self.first, self.second)
-        )
-        torch._fused_adam_(
-            values,
+        clip = (1.0 / norm.clamp_min(1e-12)).clamp_max(1.0)
+        groups = [
             same,
-            first,
-            second,
-            [],
-            [torch.tensor(float(number), device=value.device) for value in values],
-            lr=self.rate(),
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=0.0,
-            eps=_EPS / math.sqrt(1 - beta2**number),  # beside the second moment before its correction
-            amsgrad=False,
-            maximize=False,
-        )
+            *([_storage(group[name]) for name in names] for group in (self.params, self.first, self.second)),
+        ]
+
+        def update(first: int, last: int, places: Sequence[int]) -> None:
+            """The same rows of some tensors."""
+            own, values, moment, square = ([group[place][first:last] for place in places] for group in groups)
+            torch._foreach_mul_(own, clip)
+            torch._fused_adam_(
+                values,
+                own,
+                moment,
+                square,
+                [],
+                [torch.tensor(float(number), device=value.device) for value in values],
+                lr=self.rate(),
+                beta1=beta1,
+                beta2=beta2,
+                weight_decay=0.0,
+                eps=_EPS / math.sqrt(1 - beta2**number),  # beside the second moment before its correction
+                amsgrad=False,
+                maximize=False,
+            )
+
+        lengths = [len(group) for group in same]
+        for length in sorted(set(lengths)):
+            places = [place for place, each in enumerate(lengths) if each == length]
+            in_parts(
+                lambda first, last, places=places: update(first, last, places), length, at_least=_FEW_ROWS
+            )
 
     def metrics(self) -> dict[str, float]:
         """`fvu`, `l0` over the last steps, the share of `dead` latents, and `skipped` and `restored` where there were any."""
@@ -274,6 +298,14 @@ class Trainer:
         for name, value in zip(_NUMBERS, numbers, strict=True):
             setattr(self, name, type(getattr(self, name))(value))
         self.good = {name: value.clone() for name, value in self._tensors().items()}
+
+
+@cache
+def _advise() -> None:
+    """Once in a process."""
+    say(
+        "dictionary: steps on a CPU are slower without numba. Next: pip install 'fairlead[fast]' (nothing else changes)."
+    )
 
 
 def _numbers(result: StepResult, num_tokens: int) -> list[float]:

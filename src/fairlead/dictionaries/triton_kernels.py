@@ -1,4 +1,4 @@
-"""The three products of `sparse` as Triton kernels, for CUDA; imported only where triton is installed.
+"""The products of `sparse` as Triton kernels, for CUDA; imported only where triton is installed.
 
 Shape suffixes as in `sparse`. Sums are in float32, in the order of the pairs, without atomics, so that a result does not depend on how the
 device schedules them. The tests run the kernels in Triton's interpreter on a CPU against the functions of `sparse`; on a GPU they have been
@@ -6,8 +6,6 @@ neither run nor timed.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton  # pyright: ignore[reportMissingImports]
@@ -49,20 +47,19 @@ def _gather_dot(token, latent, left, rows, out, num, width, PAIRS: tl.constexpr,
     tl.store(out + pair, total, mask=there)
 
 
-def segment_sum(index: Tensor, value: Tensor, counts: Tensor, rows: Tensor) -> Tensor:
-    """Sum over each segment's entries of value times `rows[index]`, `[segments, D]`; segments lie one after the other.
+def segment_sum(index: Tensor, value: Tensor, start: Tensor, rows: Tensor) -> Tensor:
+    """Sum over each segment's entries of value times `rows[index]`, `[segments, D]`.
 
     Args:
-        index: `[P]` long.
+        index: `[P]` long, segment after segment.
         value: `[P]`.
-        counts: `[segments]` entries of each.
+        start: `[segments + 1]` where each segment begins, and P.
         rows: `[R, D]`.
     """
-    rows, num = rows.contiguous(), counts.shape[0]
+    rows, num = rows.contiguous(), start.shape[0] - 1
     out = torch.empty(num, rows.shape[1], dtype=rows.dtype, device=rows.device)
     if not out.numel():
         return out
-    start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     grid = (num, triton.cdiv(rows.shape[1], _COLUMNS))
     _segment_sum[grid](  # type: ignore[index]
         index, value, start, rows, out, rows.shape[1], COLUMNS=_COLUMNS
@@ -88,26 +85,3 @@ def gather_dot(token: Tensor, latent: Tensor, left_ND: Tensor, rows_FD: Tensor) 
             COLUMNS=_COLUMNS,
         )
     return out
-
-
-class Decode(torch.autograd.Function):
-    """`sparse.decode` with gradients in the pairs' values and the decoder."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, token: Tensor, latent: Tensor, rows: Tensor, num: int) -> Tensor:
-        """`[num, D]`."""
-        ctx.save_for_backward(value, token, latent, rows)
-        return segment_sum(latent, value, torch.bincount(token, minlength=num), rows)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of `value` and `rows`."""
-        value, token, latent, rows = ctx.saved_tensors
-        by_value = by_rows = None
-        if ctx.needs_input_grad[0]:
-            by_value = gather_dot(token, latent, grads[0], rows).to(value.dtype)
-        if ctx.needs_input_grad[3]:
-            order = torch.argsort(latent, stable=True)
-            counts = torch.bincount(latent, minlength=rows.shape[0])
-            by_rows = segment_sum(token[order], value[order], counts, grads[0]).to(rows.dtype)
-        return by_value, None, None, by_rows, None

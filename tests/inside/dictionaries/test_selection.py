@@ -7,11 +7,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairlead.dictionaries import selection
+from fairlead.dictionaries import selection, sparse
 from fairlead.dictionaries.selection import Encoder, batch_pairs, row_pairs, sampled_cut, screening_dtype
 from fairlead.dictionaries.sparse import batch_topk
 
 TYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True, scope="module", params=["numba", "torch"])
+def compiled(request):
+    """Every test with numba's loops and without."""
+    if request.param == "numba":
+        pytest.importorskip("numba")
+        yield
+        return
+    patch = pytest.MonkeyPatch()
+    for module in (selection, sparse):
+        patch.setattr(module, "loops", lambda value: None)
+    yield
+    patch.undo()
 
 
 def random_encoder(seed: int, *, num: int, width: int, d_model: int, screen: torch.dtype) -> Encoder:
@@ -101,9 +115,7 @@ def test_where_rounding_hides_entries_the_search_is_repeated(monkeypatch):
     low = (x.bfloat16() @ weight.T.bfloat16()).float()
     alone = {divmod(place, 256) for place in low.flatten().topk(200).indices.tolist()}
     assert len(alone & wanted) < 190, "placebo: bfloat16 alone keeps others"
-    monkeypatch.setattr(
-        selection, "_slack", lambda cut: 1e-6 + 0 * abs(cut)
-    )  # nothing but the check protects
+    monkeypatch.setattr(selection, "_SLACK", (1e-6, 0.0))  # nothing but the check protects
     assert entries(batch_pairs(encoder, 200)) == wanted
     rows = row_pairs(encoder, 4)
     kept = dense(encoder).topk(4, dim=-1).values

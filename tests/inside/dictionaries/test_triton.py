@@ -11,10 +11,11 @@ import pytest
 
 CODE = """
 import torch
-from fairlead.dictionaries import sparse, DictionaryConfig, find_kind
+from fairlead.dictionaries import sparse, triton_kernels, DictionaryConfig, find_kind
 from fairlead.dictionaries.kinds import StepState
 from fairlead.dictionaries.sparse import Pairs, decode, gather_dot, transpose, transposed_product
 
+sparse.kernels = lambda rows: None  # the oracle: torch
 draws = torch.Generator().manual_seed(0)
 for num, latents, width, density in ((7, 40, 300, 0.2), (5, 12, 16, 0.0), (1, 3, 257, 1.0)):
     acts = torch.rand(num, latents, generator=draws) * (torch.rand(num, latents, generator=draws) < density)
@@ -30,9 +31,9 @@ for num, latents, width, density in ((7, 40, 300, 0.2), (5, 12, 16, 0.0), (1, 3,
         return out, *grads, gather_dot(pairs, left, rows), transposed_product(layout, pairs.value, left)
 
     oracle = all_three()
-    real, sparse.takes_kernels = sparse.takes_kernels, lambda rows: True
+    sparse.kernels = lambda rows: triton_kernels
     found = all_three()
-    sparse.takes_kernels = real
+    sparse.kernels = lambda rows: None
     for place, (one, other) in enumerate(zip(found, oracle, strict=True)):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4, msg=lambda m: f"product {place}: {m}")
 
@@ -42,9 +43,9 @@ for kind in ("batch_topk", "block_sparse"):
     params = find_kind(kind).start(x, config, torch.Generator().manual_seed(0))
     state = StepState(0.0, torch.arange(32) // 2 % 5 == 0)
     one = find_kind(kind).step(params, x, config, state)
-    sparse.takes_kernels = lambda rows: True
+    sparse.kernels = lambda rows: triton_kernels
     two = find_kind(kind).step(params, x, config, state)
-    sparse.takes_kernels = real
+    sparse.kernels = lambda rows: None
     for name in one.grads:
         torch.testing.assert_close(two.grads[name], one.grads[name], atol=1e-5, rtol=1e-3)
 print("equal")
@@ -74,7 +75,7 @@ def test_the_kernels_on_a_gpu():
     acts = torch.rand(64, 512, generator=draws) * (torch.rand(64, 512, generator=draws) < 0.05)
     rows, left = torch.randn(512, 300, generator=draws), torch.randn(64, 300, generator=draws)
     here, there = (sparse.dense_to_pairs(acts.to(device)) for device in ("cpu", "cuda"))
-    assert sparse.takes_kernels(rows.cuda())
+    assert sparse.kernels(rows.cuda()).__name__.endswith("triton_kernels")
     pieces = [
         (
             sparse.decode(pairs, rows.to(device)),
@@ -85,11 +86,3 @@ def test_the_kernels_on_a_gpu():
     ]
     for one, other in zip(*pieces, strict=True):
         torch.testing.assert_close(other.cpu(), one, atol=1e-4, rtol=1e-4)
-
-
-def test_without_cuda_the_cpu_path_is_taken():
-    import torch
-
-    from fairlead.dictionaries import sparse
-
-    assert not sparse.takes_kernels(torch.ones(2, 2))
