@@ -20,7 +20,14 @@ from fairlead.core.threads import in_parts
 
 _FEW = 64  # rows that are not worth a second thread
 # Sums may be made in any order and with fused multiply-add; what is not a number stays so.
-_compiled: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+_HOW: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"}}
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    try:
+        return njit(function, cache=True, **_HOW)
+    except RuntimeError:  # neither beside the source nor in the user's cache folder may anything be written
+        return njit(function, **_HOW)
 
 
 @_compiled
