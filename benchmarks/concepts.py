@@ -43,7 +43,8 @@ from fairlead.studies.concepts import build_catalogue
 from fairlead.studies.organism_data import SKILL_TEXTS, TRAIT_TEXTS
 
 LEAST = 0.95
-QUERIES = ("description", "name", "example")
+QUERIES = ("description", "name", "example", "clause")
+NUM_EXAMPLES = 3
 
 
 class Labelled:
@@ -117,8 +118,14 @@ def measure_seed(
             "name": name.replace("_", " "),
             "example": _example(world, name, seed),
         }
-        for kind, query in queries.items():
-            hits = [hit.concept.id for hit in found.search(query, num=len(concepts), model=model)]
+        examples = [_example(world, name, seed + 100 * place) for place in range(NUM_EXAMPLES)]
+        for kind, query, beside in (
+            *((kind, query, ()) for kind, query in queries.items()),
+            ("clause", queries["description"], examples),
+        ):
+            hits = [
+                hit.concept.id for hit in found.search(query, examples=beside, num=len(concepts), model=model)
+            ]
             ranks[kind] = next((rank for rank, hit in enumerate(hits, 1) if hit in good), None)
         with_it = [row for row, there in zip(select.encoded, shown, strict=True) if there][:120]
         without = [row for row, there in zip(select.encoded, shown, strict=True) if not there]
@@ -212,6 +219,7 @@ def pocket(args: argparse.Namespace) -> None:
                 ("description", "search by description: in the first three"),
                 ("name", "by plain name"),
                 ("example", "by one example"),
+                ("clause", "by description and three examples"),
                 ("contrast", "contrast: first"),
             ),
             rows=table,

@@ -162,6 +162,13 @@ def concepts_search(
         ),
     ],
     *,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A text that shows what TEXT describes; repeat it. Together they count as much as TEXT.",
+            show_default=False,
+        ),
+    ] = None,
     words_only: Annotated[
         bool, typer.Option("--words-only", help="Do not let the model read the text; needs no model.")
     ] = False,
@@ -179,12 +186,14 @@ def concepts_search(
     Example:
 
         fairlead concepts search runs/concepts "talk like a pirate"
+
+        fairlead concepts search runs/concepts "add two numbers" --example "What is 17 plus 25?"
     """
     from fairlead.cli.show_concepts import show_hits
 
     with working():
         found, loaded = open_catalogue(catalogue, model, dtype, device, load=not words_only)
-        hits = found.search(text, num=num, model=loaded)
+        hits = found.search(text, examples=example or (), num=num, model=loaded)
     finish(
         "concepts search",
         as_json=as_json,

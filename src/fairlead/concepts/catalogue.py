@@ -228,19 +228,21 @@ class Catalogue:
         )
         return [Neighbour(self.get(other), cosine, together) for other, cosine, together in rows]
 
-    def search(self, text: str, *, num: int = 10, model: Model | None = None) -> list[Hit]:
-        """The concepts that a text finds, best first.
+    def search(
+        self, text: str, *, examples: Sequence[str] = (), num: int = 10, model: Model | None = None
+    ) -> list[Hit]:
+        """The concepts that a text, and examples of what it describes, find; best first.
 
         By words alone, or, with the model at hand, also by what acts unusually strongly on the text itself (see
         `fairlead.concepts.search`).
 
         Raises:
             CatalogueError: The model is not the one that the catalogue describes.
-            ConfigError: The text is empty.
+            ConfigError: The text, or an example, is empty.
         """
         from fairlead.concepts.search import search_concepts
 
-        return search_concepts(self, text, num=num, model=model)
+        return search_concepts(self, text, examples=examples, num=num, model=model)
 
     def query(self, statement: str, *values: Any) -> list[Sequence[Any]]:
         """Rows of a read-only query on the database (see `fairlead.concepts.store` for the tables).

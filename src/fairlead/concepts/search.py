@@ -8,6 +8,9 @@ Three channels, each scaled so that its best concept has 1:
   answer; a concept counts by sqrt(share of the activation) x log(activation / usual activation), the `surprise` of the menu.
 
 The score is their weighted sum. "Arr matey" is found by what it activates, "pirate speech" by its words.
+
+A query may have examples beside it, as a clause of a spec has: their mean score is added. A description finds what a text is like,
+examples what it is about; "compare three people" shares no word with "Zoe is slower than Ned", but its examples do.
 """
 
 from __future__ import annotations
@@ -37,37 +40,55 @@ STOP_WORDS = frozenset(
 
 
 def search_concepts(
-    catalogue: Catalogue, text: str, *, num: int = 10, model: Model | None = None
+    catalogue: Catalogue,
+    text: str,
+    *,
+    examples: Sequence[str] = (),
+    num: int = 10,
+    model: Model | None = None,
 ) -> list[Hit]:
     """The concepts that a text finds, best first; see the module for how.
 
+    Args:
+        examples: Texts that show what the query describes; they count together as much as the query.
+
     Raises:
         CatalogueError: The model is not the one that the catalogue describes.
-        ConfigError: The text is empty.
+        ConfigError: The text, or an example, is empty.
     """
-    if not text.strip():
+    if not all(query.strip() for query in (text, *examples)):
         raise ConfigError(
-            "search: the text is empty. Next: give a word, a description or an example sentence."
+            "search: the text or an example is empty. Next: give a word, a description or an example sentence."
         )
-    found: dict[str, dict[str, tuple[float, str]]] = {
-        "words": _by_words(catalogue, text),
-        "text": _by_full_text(catalogue, text),
-    }
     if model is not None:
         catalogue.check_model(model)
-        found["activation"] = by_activation(catalogue, text, model)
     total: dict[str, float] = {}
     why: dict[str, list[str]] = {}
-    for channel, scores in found.items():
-        top = max((score for score, _ in scores.values()), default=0.0)
-        for concept, (score, reason) in scores.items():
-            if top > 0 and score > 0:
-                total[concept] = total.get(concept, 0.0) + WEIGHTS[channel] * score / top
-                why.setdefault(concept, []).append(reason)
+    for query, weight in ((text, 1.0), *((example, 1.0 / len(examples)) for example in examples)):
+        for concept, (score, reasons) in _scores(catalogue, query, model).items():
+            total[concept] = total.get(concept, 0.0) + weight * score
+            why.setdefault(concept, []).extend(
+                reason for reason in reasons if reason not in why.get(concept, ())
+            )
     best = sorted(total, key=lambda concept: -total[concept])[:num]
     return [
         Hit(catalogue.get(concept), round(total[concept], 4), "; ".join(why[concept])) for concept in best
     ]
+
+
+def _scores(catalogue: Catalogue, text: str, model: Model | None) -> dict[str, tuple[float, list[str]]]:
+    """By concept the weighted sum of what each channel says, and the reasons."""
+    channels = {"words": _by_words(catalogue, text), "text": _by_full_text(catalogue, text)}
+    if model is not None:
+        channels["activation"] = by_activation(catalogue, text, model)
+    total: dict[str, tuple[float, list[str]]] = {}
+    for channel, scores in channels.items():
+        top = max((score for score, _ in scores.values()), default=0.0)
+        for concept, (score, reason) in scores.items():
+            if top > 0 and score > 0:
+                before, reasons = total.get(concept, (0.0, []))
+                total[concept] = (before + WEIGHTS[channel] * score / top, [*reasons, reason])
+    return total
 
 
 def query_words(text: str) -> list[str]:

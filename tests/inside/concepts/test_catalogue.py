@@ -204,6 +204,20 @@ def test_search_finds_by_word_and_by_what_it_activates(catalogue, model, diction
         catalogue.search("  ")
 
 
+def test_examples_find_what_the_description_has_no_word_for(catalogue, model):
+    """As a clause of a spec: a text, and what shows it."""
+    one, other = (f"w{concept.latents[0] + FIRST}" for concept in catalogue.concepts[:2])
+    assert not catalogue.search("nameless", num=3)
+    shown = [f"w50 {one} w51", f"{one} w52"]
+    hits = catalogue.search("nameless", examples=shown, num=3, model=model)
+    assert hits[0].concept.id == catalogue.concepts[0].id
+    both = catalogue.search(other, examples=shown, num=2)
+    assert {hit.concept.id for hit in both} == {concept.id for concept in catalogue.concepts[:2]}
+    assert both[0].score == pytest.approx(both[1].score, rel=0.5), "the examples count as much as the text"
+    with pytest.raises(ConfigError, match="example is empty"):
+        catalogue.search("nameless", examples=[" "])
+
+
 def test_contrast_ranks_the_planted_difference_first_and_finds_none_in_shuffled_sets(
     catalogue, model, dictionary, texts
 ):
