@@ -47,6 +47,12 @@ class History:
             self._kept[site][:, place] = values[site]
         self.now += 1
 
+    def rewrite(self, site: str, values: Tensor) -> None:
+        """Replace the newest columns of a site by `[row, column, d]`; of columns that are dropped already nothing is needed."""
+        until = self.now - self._first
+        num = min(values.shape[1], until)
+        self._kept[site][:, until - num : until] = values[:, values.shape[1] - num :]
+
     def read(self, rows: Sequence[int], starts: Sequence[int]) -> tuple[dict[str, Tensor], list[TokenSpan]]:
         """Activations of the spans of some rows, each with the column before it, and where each span is.
 

@@ -1,6 +1,7 @@
 """A running batch under guard: the decoding loop with a readout of every token and the decisions of every answer's policy.
 
-One hook per site keeps what the pass computes anyway; a readout that reads the model's confidence has it from the logits of the pass.
+One hook per site keeps what the pass computes anyway; a readout that reads the model's confidence has it from the logits of the passes,
+some passes at a time where the batch is small: it is a handful of short operations, which cost more to start than to do.
 Spans that end in the same pass are scored together; scores of tokens are computed with their span, or after every pass where somebody
 waits for them (`live`).
 """
@@ -21,7 +22,9 @@ from fairlead.guard.readouts import score_both
 from fairlead.guard.stream import Stream
 from fairlead.models import Model, site_hook
 from fairlead.models.decoding import Decoding
-from fairlead.models.lens import CONFIDENCE, confidence_of_pass
+from fairlead.models.lens import CONFIDENCE, confidence_of_passes
+
+_HELD = 1 << 16  # logits that wait for their confidence: as many as stay in the cache
 
 
 class GuardedBatch:
@@ -46,6 +49,8 @@ class GuardedBatch:
         self._confidence = beside is not None
         self._history = History([*self._sites, CONFIDENCE] if self._confidence else self._sites)
         self._seen: dict[str, Tensor] = {}
+        self._waiting: list[tuple[Tensor, Tensor]] = []  # of passes: tokens read, logits
+        self._before: Tensor | None = None  # log-probabilities from which the first of them read
         self._reader: int | None = None  # the thread whose pass is to be kept
         self._stack = ExitStack()
 
@@ -79,11 +84,14 @@ class GuardedBatch:
     def join(self, streams: Sequence[Stream]) -> None:
         """Read the prompts of answers in one pass and put them into the batch."""
         self._compact()
+        self._settle()
+        self._before = None  # other rows
         self._reader = threading.get_ident()
         self._decoding.join([stream.row for stream in streams])
         self._reader = None
         if self._confidence:
-            self._seen[CONFIDENCE] = confidence_of_pass(self._decoding.logits[-len(streams) :])
+            logprobs = self._decoding.logits[None, -len(streams) :].log_softmax(-1)
+            self._seen[CONFIDENCE] = confidence_of_passes(logprobs)[0]
         self._history.join(self._seen)  # what was seen of the prompts' last tokens
         for stream in streams:
             stream.start = self._history.now
@@ -141,6 +149,8 @@ class GuardedBatch:
             self._select(keep)
 
     def _select(self, places: list[int]) -> None:
+        self._settle()
+        self._before = None if self._before is None else self._before[places]
         keep = torch.tensor(places, dtype=torch.long, device=self.model.device)
         self._decoding.select(keep)
         self._history.select(keep)
@@ -161,10 +171,17 @@ class GuardedBatch:
         self._decoding.read(read)
         self._reader = None
         if self._confidence:
-            self._seen[CONFIDENCE] = confidence_of_pass(self._decoding.logits, before, read)
+            if (len(self._waiting) + 1) * before.numel() > _HELD:
+                self._settle()
+            if self._before is None:
+                self._before = before.log_softmax(-1)
+            self._seen[CONFIDENCE] = before.new_empty(len(read), 4)  # until `_settle`
+            self._waiting.append((read, self._decoding.logits))
         self.num_passes += 1
         now = self._history.now
         self._history.push(self._seen, [s.start if s.finish is None else now for s in self._rows])
+        if self.live:
+            self._settle()
         scores = [None] * len(self._rows)
         if self.live:
             scores = self.readout.token_scores(self._history.newest(2))[:, -1].tolist()
@@ -172,8 +189,21 @@ class GuardedBatch:
             stream.was_read(score)
 
     @torch.no_grad()
+    def _settle(self) -> None:
+        """Write the confidence of the passes that wait for it."""
+        if not self._waiting:
+            return
+        tokens, logits = zip(*self._waiting, strict=True)
+        self._waiting.clear()
+        logprobs = torch.stack(logits).log_softmax(-1)
+        found = confidence_of_passes(logprobs, self._before, torch.stack(tokens))
+        self._before = logprobs[-1]
+        self._history.rewrite(CONFIDENCE, found.transpose(0, 1))
+
+    @torch.no_grad()
     def _score(self, places: list[int]) -> None:
         """Score the spans that end, all at once, and let their answers decide."""
+        self._settle()
         activations, spans = self._history.read(places, [self._rows[place].start for place in places])
         if self.live:
             scores, by_token = self.readout.span_scores(activations, spans), None

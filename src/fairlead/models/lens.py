@@ -3,7 +3,7 @@
 Nothing here runs the model: `Lens` turns activations captured after the last block into the next-token distribution that the model
 itself forms of them. Which token stands at a position is read back from the `embed` site, so that surprisal needs no token ids.
 
-Where a decoding loop has the logits of its own pass at hand, `confidence_of_pass` reads the same numbers from them: a second unembedding
+Where a decoding loop has the logits of its own pass at hand, `confidence_of_passes` reads the same numbers from them: a second unembedding
 would cost a fifth of a pass where the vocabulary is large.
 
 Departure from the logit lens of earlier layers: only the last residual stream is read, where the reading is exact; the constructor
@@ -119,22 +119,23 @@ class Lens:
             )
 
 
-def confidence_of_pass(
-    logits: Float[Tensor, "row vocab"],
+def confidence_of_passes(
+    logprobs: Float[Tensor, "pass row vocab"],
     before: Float[Tensor, "row vocab"] | None = None,
-    tokens: Int[Tensor, " row"] | None = None,
-) -> Float[Tensor, "row 4"]:
-    """Confidence at the newest token of each row, from a pass that has just read it.
+    tokens: Int[Tensor, "pass row"] | None = None,
+) -> Float[Tensor, "pass row 4"]:
+    """Confidence at the newest token of each row, from passes that have just read it, one after the other.
 
     Args:
-        logits: That the pass gave.
-        before: The logits from which the token was chosen; None gives a surprisal of 0.
+        logprobs: That the passes gave; the second pass read tokens that were chosen from the first one's, and so on.
+        before: Those from which the first pass's tokens were chosen; None gives surprisals of 0.
         tokens: The tokens that were read.
     """
-    entropy, top, gap = _shape_of(logits.log_softmax(-1))
+    entropy, top, gap = _shape_of(logprobs)
     surprisal = torch.zeros_like(top)
     if before is not None and tokens is not None:
-        surprisal = before.logsumexp(-1) - before.gather(-1, tokens[:, None])[:, 0]
+        surprisal[0] = -before.gather(-1, tokens[0, :, None])[:, 0]
+        surprisal[1:] = -logprobs[:-1].gather(-1, tokens[1:, :, None])[..., 0]
     return torch.stack([entropy, top, gap, surprisal], dim=-1)
 
 
