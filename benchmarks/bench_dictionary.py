@@ -300,7 +300,8 @@ def publish(options: argparse.Namespace, found: dict[str, dict[str, Any]]) -> No
         title="Dictionary training: a step, and from the model to a dictionary",
         model="organism:pocket, layer 3",
         command="python -m benchmarks.bench_dictionary --saelens-python ... --sparsify-python ... "
-        f"--tokens {options.tokens} --threads {options.threads} --rounds {options.rounds}",
+        f"--tokens {options.tokens} --threads {options.threads} --rounds {options.rounds}"
+        + ("" if any("train_seconds" in row for row in found.values()) else " --trainings 0 --only matmul"),
         columns=(
             ("step", "step"),
             ("ratio", "step / ours"),
@@ -317,9 +318,9 @@ def publish(options: argparse.Namespace, found: dict[str, dict[str, Any]]) -> No
             f"{options.threads} threads, {platform.machine()} CPU; batch {options.batch}, k {options.k}, "
             f"{options.tokens:,} tokens; sae-lens 6.54.12, eai-sparsify 1.3.3, torch {torch.__version__} in every arm. "
             "Ratios are medians over rounds in which all arms ran in turn, with quartiles; TopK arms stand against our TopK, arms "
-            "whose model runs in bfloat16 against ours that does; beside it every training against ours with the model in bfloat16 (an option, "
-            "off by default). Wanted: 5 times SAELens' defaults and 3 times its best end to end, and a "
-            "step below two encoder matmuls (the matmul then takes more than half of ours).",
+            "whose model runs in bfloat16 against ours that does; beside it every training against ours with the model in bfloat16 "
+            "(an option, off by default). Wanted: 5 times SAELens' defaults and 3 times its best end to end, and a step below two "
+            "encoder matmuls (the matmul then takes more than half of ours).",
         ],
     )
 
