@@ -64,6 +64,14 @@ def test_errors_name_the_file_and_the_next_step(make, tmp_path):
         report_run(tmp_path / "none")
     with pytest.raises(RunError, match=r"none of menu\.json"):
         report_run(tmp_path)
+    guarded, reward = tmp_path / "guarded", tmp_path / "reward"
+    for folder, file in ((guarded, "page.html"), (reward, "reward.json")):
+        folder.mkdir()
+        (folder / file).touch()
+    with pytest.raises(RunError, match=r"open .*guarded.page\.html"):
+        report_run(guarded)
+    with pytest.raises(RunError, match="fairlead reward page"):
+        report_run(reward)
     with pytest.raises(RunError, match="no run folder given"):
         report_run([])
     (tmp_path / "menu.json").write_text('{"format": "fairlead.plan"}', "utf-8")

@@ -22,6 +22,10 @@ FILES: dict[str, type[Record]] = {
     "verification": Verification,
 }
 METRICS = "metrics.jsonl"
+PAGES = {
+    "reward.json": "reward page",
+    "catalogue.sqlite": "concepts page",
+}  # runs whose page has a command of its own
 R = TypeVar("R", bound=Record)
 
 
@@ -40,6 +44,17 @@ class RunInfo(NamedTuple):
         if not isinstance(words, list) or not words:
             return ""
         return shlex.join([Path(str(words[0])).name, *(str(word) for word in words[1:])])
+
+
+def _next_for(folder: Path) -> str:
+    """What shows a folder that the report does not."""
+    for file, command in PAGES.items():
+        if (folder / file).is_file():
+            return f"fairlead {command} {folder} writes the page of such a run"
+    pages = sorted(folder.glob("*.html"))
+    if pages:
+        return f"open {pages[0]}, the page that this run wrote itself"
+    return "give the folder of a finished preview, decision, comparison or verification"
 
 
 def report_run(
@@ -68,9 +83,7 @@ def report_run(
         paths["verification"] = None
     if not any(paths.values()):
         wanted = ", ".join(f"{name}.json" for name in FILES)
-        raise RunError(
-            f"{folders[0]}: none of {wanted} there. Next: give the folder of a finished preview, decision, comparison or verification."
-        )
+        raise RunError(f"{folders[0]}: none of {wanted} there. Next: {_next_for(folders[0])}.")
     records: dict[str, Any] = {
         name: _read(path, FILES[name]) for name, path in paths.items() if path is not None
     }
