@@ -179,13 +179,14 @@ def run_seed(model: Model, world: World, seed: int, *, best_of: int) -> dict[str
     systems = Guard(model, probe, calibration=calibration)
     name = "retract, asked again under other system prompts"
     rows[name] = measure(world, asked, plain, ask(systems, asked, again, seed))
-    whole = calibrate_guard(guard, first, target=FPR, ask_again=8, uphold=1.0)
-    say(f"seed {seed}: calibrated as a whole: {whole}")
-    together = Guard(model, probe, calibration=whole, other_ways=world_rephrasings)
-    for kind, policy in POLICIES.items():
-        name = f"{kind}, calibrated as a whole"
-        rows[name] = measure(world, asked, plain, ask(together, asked, policy, seed))
-        say(f"seed {seed}, {name}: {json.dumps({k: round(v, 3) for k, v in rows[name].items()})}")
+    for how, weigh in (("calibrated as a whole", False), ("weighed together", True)):
+        whole = calibrate_guard(guard, first, target=FPR, ask_again=8, uphold=1.0, weigh=weigh)
+        say(f"seed {seed}: {how}: {whole}")
+        together = Guard(model, probe, calibration=whole, other_ways=world_rephrasings)
+        for kind, policy in POLICIES.items():
+            name = f"{kind}, {how}"
+            rows[name] = measure(world, asked, plain, ask(together, asked, policy, seed))
+            say(f"seed {seed}, {name}: {json.dumps({k: round(v, 3) for k, v in rows[name].items()})}")
     rate = sum(bool(answer.flagged) for answer in plain) / len(plain)
     placebo = Guard(model, RandomReadout(probe.sites, seed), threshold=1 - rate)
     for name in POLICIES:
@@ -224,7 +225,7 @@ def report(found: list[dict[str, dict[str, float]]], *, publish: str | None) -> 
                 "title": name,
                 "cells": cells,
                 "values": values,
-                "bold": name == "retract, calibrated as a whole",
+                "bold": name == "retract, weighed together",
             }
         )
         print(f"{name:18} " + "  ".join(f"{key} {text}" for key, text in cells.items()))
@@ -243,7 +244,9 @@ def report(found: list[dict[str, dict[str, float]]], *, publish: str | None) -> 
                 "For best of n, acted on means that another answer than the plain one was chosen.",
                 "Asked again: the question in its eight other phrasings before anything is done; a claim whose decisive word two thirds of "
                 "the answers hold stands. Calibrated as a whole: all eight must hold it, and the threshold is the lowest at which at "
-                "most 5 % of true answers are acted on. Maintained: of the true answers that were flagged, whatever was done then.",
+                "most 5 % of true answers are acted on. Weighed together: the surer the score, the more of them must hold it, by a "
+                "logistic regression on the calibration's claims.",
+                "Maintained: of the true answers that were flagged, whatever was done then.",
                 "Placebo: random scores at the threshold that flags as many answers.",
             ),
         )

@@ -115,31 +115,62 @@ def test_questions_of_the_world_have_their_other_phrasings(known):
     assert len(found) == 8 and question not in found and not rephrase_fact("What is 3 plus 4?")
 
 
-def test_a_guard_that_asks_again_is_calibrated_as_a_whole(pocket, readout, world):
-    """The threshold is where the rate of true answers acted on is kept: what it would be if all were asked."""
+@pytest.fixture(scope="module")
+def labelled(pocket, world):
+    """Questions about known and unknown people, and the model's answers with their labels."""
     items = world.items("fact", 40, seed=2, split="any", max_exposures=12) + world.items(
         "fact", 10, seed=3, max_exposures=0, split="any"
     )
-    texts = pocket.generate([item.question for item in items])
-    answers = [
+    questions = [item.question for item in items]
+    return questions, [
         label_answer(world, item, text, id=str(n))
-        for n, (item, text) in enumerate(zip(items, texts, strict=True))
+        for n, (item, text) in enumerate(zip(items, pocket.generate(questions), strict=True))
     ]
+
+
+@pytest.mark.parametrize("weigh", [False, True])
+def test_a_guard_that_asks_again_is_calibrated_as_a_whole(pocket, readout, labelled, weigh):
+    """The threshold is where the rate of true answers acted on is kept: what it would be if all were asked."""
+    questions, answers = labelled
     guard = Guard(pocket, readout, other_ways=world_rephrasings)
     alone = calibrate_guard(guard, answers, target=0.2)
-    whole = calibrate_guard(guard, answers, target=0.2, ask_again=8, uphold=1.0, rephrase="world")
-    assert whole.threshold < alone.threshold and (whole.ask_again, whole.uphold, whole.rephrase) == (
-        8,
-        1.0,
-        "world",
+    whole = calibrate_guard(
+        guard, answers, target=0.2, ask_again=8, uphold=1.0, weigh=weigh, rephrase="world"
     )
+    assert whole.threshold < alone.threshold and (whole.ask_again, whole.rephrase) == (8, "world")
+    assert (whole.slope > 0) == weigh and (weigh or whole.uphold == 1.0)
     guard = Guard(pocket, readout, calibration=whole, other_ways=world_rephrasings)
-    again = guard.answer([item.question for item in items], policy=Policy(kind="retract"), max_new_tokens=64)
+    again = guard.answer(questions, policy=Policy(kind="retract"), max_new_tokens=64)
     true = [all(claim.label == "supported" for claim in answer.claims) for answer in answers]
     acted = [any(act.kind == "retract" for act in one.interventions) for one in again]
     share = sum(hit for hit, right in zip(acted, true, strict=True) if right) / sum(true)
     assert share == pytest.approx(whole.false_positives) and 0 < share <= 0.2
+    caught = sum(hit for hit, right in zip(acted, true, strict=True) if not right) / (len(true) - sum(true))
+    assert caught == pytest.approx(whole.true_positives)
     assert any(act.kind == "uphold" for one in again for act in one.interventions)
+
+
+def test_the_surer_the_score_the_more_answers_must_hold_the_claim(pocket, readout, known):
+    policy = Policy(kind="retract", ask_again=8, slope=0.2)
+    assert [policy.stands(share, 0.5, 0.5) for share in (0.0, 0.125)] == [False, True]
+    assert [policy.stands(0.5, score, 0.5) for score in (0.6, 0.9, 0.95)] == [True, True, False]
+    assert not policy.stands(1.0, 0.999, 0.5)
+    assert (
+        policy.filled(8, 0.66, 0.7).slope == 0.2 and Policy(kind="retract").filled(8, 0.66, 0.7).slope == 0.7
+    )
+    assert Policy(kind="retract", uphold=0.5).filled(8, 0.66, 0.7).slope == 0.0, "what a request says holds"
+    question, _ = known
+    guard = Guard(pocket, readout, threshold=0.0, other_ways=world_rephrasings)
+    steep = guard.answer([question], policy=Policy(kind="retract", ask_again=8, slope=100.0))[0]
+    assert [act.kind for act in steep.interventions] == ["retract"]
+    assert steep.interventions[0].note == "", "nobody is asked what could change nothing"
+
+
+def test_weighing_says_when_one_side_tells_nothing(pocket, readout, labelled):
+    _, answers = labelled
+    blind = Guard(pocket, readout, other_ways=lambda messages, num: [[{"role": "user", "content": "Hello."}]])
+    with pytest.raises(ConfigError, match="tells nothing"):
+        calibrate_guard(blind, answers, target=0.2, ask_again=1, weigh=True)
 
 
 def test_a_guard_that_asks_again_still_answers_plain_texts(pocket, readout):

@@ -99,6 +99,13 @@ def guard_calibrate(
     max_examples: Annotated[int | None, typer.Option(min=1, help="Use the first N answers only.")] = None,
     ask_again: AskAgain = None,
     uphold: Uphold = None,
+    weigh: Annotated[
+        bool,
+        typer.Option(
+            "--weigh",
+            help="Instead of --uphold: the surer the score, the more of the answers must hold the claim.",
+        ),
+    ] = False,
     rephrase: Rephrase = None,
     base_url: BaseUrl = None,
     label: Label = None,
@@ -139,6 +146,7 @@ def guard_calibrate(
             label=label,
             ask_again=ask_again or 0,
             uphold=UPHOLD if uphold is None else uphold,
+            weigh=weigh,
             rephrase=rephrase,
             base_url=base_url,
             out=folder,

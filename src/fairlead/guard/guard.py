@@ -200,7 +200,7 @@ class Guard:
     def filled(self, policy: Policy) -> Policy:
         """A policy with what the calibration says where it leaves that open."""
         own = self.calibration
-        return policy.filled() if own is None else policy.filled(own.ask_again, own.uphold)
+        return policy.filled() if own is None else policy.filled(own.ask_again, own.uphold, own.slope)
 
     def second_opinion(
         self, prompt: str | Sequence[Any], num: int, *, max_new_tokens: int = 64

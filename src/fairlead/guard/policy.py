@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -12,6 +13,7 @@ Kind = Literal["observe", "flag", "retract", "correct", "best_of_n", "abort"]
 KINDS: tuple[Kind, ...] = ("observe", "flag", "retract", "correct", "best_of_n", "abort")
 ACTING = ("retract", "correct", "abort")  # kinds that do something about a flagged claim
 UPHOLD = 0.66
+_LEAST = 1e-4
 TEXTS = {"retract": "I do not know.", "correct": "Wait, let me check."}
 
 
@@ -31,6 +33,8 @@ class Policy(Config):
             None for what the guard was calibrated with.
         uphold: Share of these answers that must hold the claim's decisive word for the claim to stand (`guard.asking_again`); None
             for what the guard was calibrated with, else two thirds.
+        slope: Instead of `uphold`, a share that grows with the score: more than `slope` times what the score's log odds have above the
+            threshold's. 0: `uphold` holds; None for what the guard was calibrated with, unless `uphold` is given.
     """
 
     kind: Kind = "observe"
@@ -41,6 +45,7 @@ class Policy(Config):
     n: int = Field(default=4, ge=2, le=64)
     ask_again: int | None = Field(default=None, ge=0, le=16)
     uphold: float | None = Field(default=None, ge=0, le=1)
+    slope: float | None = Field(default=None, ge=0)
 
     @property
     def injection(self) -> str:
@@ -52,11 +57,25 @@ class Policy(Config):
         """Whether a flagged claim gets a second opinion."""
         return bool(self.ask_again) and self.kind in ACTING
 
-    def filled(self, ask_again: int = 0, uphold: float = UPHOLD) -> Policy:
+    def stands(self, share: float, score: float, threshold: float) -> bool:
+        """Whether a flagged claim with this score stands if a share of the other answers holds it."""
+        if not self.slope:
+            return share >= (self.uphold or 0.0)
+        return share > self.slope * (log_odds(score) - log_odds(threshold))
+
+    def filled(self, ask_again: int = 0, uphold: float = UPHOLD, slope: float = 0.0) -> Policy:
         """The same with these where it leaves them open."""
+        if self.uphold is not None:
+            slope = 0.0
         return self.model_copy(
             update={
                 "ask_again": ask_again if self.ask_again is None else self.ask_again,
                 "uphold": uphold if self.uphold is None else self.uphold,
+                "slope": slope if self.slope is None else self.slope,
             }
         )
+
+
+def log_odds(probability: float) -> float:
+    """Nats, with the ends cut off at one in ten thousand."""
+    return math.log((probability + _LEAST) / (1 - probability + _LEAST))

@@ -256,9 +256,10 @@ class Stream:
     def _asked_again(self) -> tuple[str, str]:
         """What is to be done about the newest claim once other answers have been asked, and what they said."""
         kind = self.policy.kind
-        if self.opinion is None:
-            return kind, ""
         claim = self.claims[-1]
+        score = claim.score or 0.0
+        if self.opinion is None or not self.policy.stands(1.0, score, self.threshold):
+            return kind, ""  # nobody to ask, or nothing that they could change
         try:
             found = self.opinion.on(self.row.ids, self.row.answer, self._texts, (claim.start, claim.end))
         except (
@@ -266,7 +267,7 @@ class Stream:
         ) as error:  # who puts the question in other words is away: act on the score, other answers go on
             return kind, f"not asked again: {error}"
         note = f"{found.agree} of {found.num} other answers hold '{found.word}'"
-        return ("uphold" if found.share >= (self.policy.uphold or 0.0) else kind), note
+        return ("uphold" if self.policy.stands(found.share, score, self.threshold) else kind), note
 
     def _put_in(self, tokens: list[int], *, at_once: bool) -> str:
         """Put tokens into the answer: at once where nothing follows them, else one a pass."""

@@ -262,6 +262,7 @@ def calibrate_to_folder(
     label: str | None = None,
     ask_again: int = 0,
     uphold: float = UPHOLD,
+    weigh: bool = False,
     rephrase: str | None = None,
     base_url: str | None = None,
     overwrite: bool = False,
@@ -279,6 +280,7 @@ def calibrate_to_folder(
         label: What the probe tells, where that is not "unsupported".
         ask_again: Calibrate a guard that asks in so many other ways before it acts.
         uphold: Share of these answers that lets a claim stand.
+        weigh: Weigh score and other answers together instead.
         rephrase: How the other ways are made (`other_ways`).
         base_url: Of a language model that rephrases.
         overwrite: Replace a finished run.
@@ -300,7 +302,9 @@ def calibrate_to_folder(
             )
         read = kept
     read = read[:max_records]
-    asking = {"ask_again": ask_again, "uphold": uphold, "rephrase": rephrase or ""}
+    if weigh and not ask_again:
+        raise ConfigError("--weigh needs --ask-again. Next: add --ask-again 8.")
+    asking = {"ask_again": ask_again, "uphold": uphold, "weigh": weigh, "rephrase": rephrase or ""}
     config = {
         "target": target,
         "level": level,
