@@ -14,6 +14,8 @@ from fairlead.training.rewards import Look, RewardRun
 
 Line = Sequence[tuple[float, float]]
 SMOOTH = 7
+SAMPLES = 8
+_WIDTH = 460
 MEASURES = (
     ("unsupported", "claims that the verifier does not support"),
     ("wrong_answers", "answers with such a claim"),
@@ -40,9 +42,12 @@ def lines_svg(title: str, lines: Mapping[str, Line], *, whole: bool = False) -> 
     last = max((step for line in shown.values() for step, _ in line), default=1) or 1
     margin = 0.04 * (high - low)
     up, across = Box(56, 40, 384, 190, low - margin, high + margin), Box(56, 40, 384, 190, 0, last)
-    drawn, left = [], 24.0
+    drawn, left, below = [], 24.0, 0
     for index, (name, line) in enumerate(shown.items()):
         end = f"{line[-1][1]:.2f}"
+        wide = 36 + 6.0 * len(f"{name} {end}")
+        if left > 24 and left + wide > _WIDTH:
+            left, below = 24.0, below + 18
         drawn.append(
             {
                 "name": name,
@@ -52,16 +57,19 @@ def lines_svg(title: str, lines: Mapping[str, Line], *, whole: bool = False) -> 
                 "marks": [mark_path(index, across.x(step), up.y(value), 3.5) for step, value in line]
                 if len(line) <= 30
                 else [],
-                "key": mark_path(index, left, 276, 5),
+                "key": mark_path(index, left, 276 + below, 5),
                 "left": left,
+                "below": below,
             }
         )
-        left += 36 + 6.0 * len(f"{name} {end}")
+        left += wide
     return (
         environment()
         .get_template("lines.svg")
         .render(
             title=title,
+            width=_WIDTH,
+            height=290 + below,
             box=up,
             rows=[(up.y(tick), f"{tick:g}") for tick in even_ticks(low, high)],
             columns=[(across.x(step), f"{step:g}") for step in dict.fromkeys((0, round(last / 2), last))],
@@ -175,7 +183,9 @@ def write_rewards(path: str | Path, run: RewardRun) -> Path:
             for name, title in MEASURES
             if getattr(first, name) is not None or getattr(last, name) is not None
         ],
-        "samples": list(zip(first.examples, last.examples, strict=False)),
+        "samples": sorted(  # those that changed first
+            zip(first.examples, last.examples, strict=False), key=lambda pair: pair[0] == pair[1]
+        )[:SAMPLES],
         "settings": sorted(run.config.model_dump(mode="json").items()),
     }
     return write_page(path, "rewards.html", context)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fairlead.models import Model
 
 MONITORS_FILE = "monitors.jsonl"
+_EXAMPLES = 24  # answers kept of a look, so that some that changed are among them
 
 
 class Look(Record):
@@ -147,7 +148,7 @@ class Monitor:
             claims=sum(len(text.claims) for text in texts) / len(texts),
             abstained=sum(has_abstained(answer) for answer in answers) / len(answers),
             neutral_loss=self._neutral_loss(student),
-            examples=tuple(answers[:6]),
+            examples=tuple(answers[:_EXAMPLES]),
             **checked,
         )
 
