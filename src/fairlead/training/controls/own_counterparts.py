@@ -110,7 +110,6 @@ class OwnCounterparts(Control):
         self.tried: dict[int, int] = {}
         self.asked: list[dict[str, int]] = []
         self.steps: frozenset[int] = frozenset()
-        self.share = 1.0
 
     @override
     def prepare(self, setup: Setup) -> None:
@@ -124,8 +123,7 @@ class OwnCounterparts(Control):
         self.steps = asking_steps(total, options)
         rng = random.Random(f"{setup.config.seed}:{self.name}")
         num = options.num or len(self.steps) * options.each_time
-        open_ = processes.on_first(lambda: styled_rows(setup, setup.avoided(self.config.clause)))
-        self.share = len(open_) / max(len(setup.rows), 1)
+        open_ = styled_rows(setup, setup.avoided(self.config.clause))
         places = rng.sample(open_, min(num, len(open_)))
         self.needed = processes.on_first(lambda: self.words_needed(setup, sorted(places)))
         self.pool = RowPool(self.name, [], options.rows)
