@@ -51,13 +51,13 @@ def agreement(model, data, plan: Plan, truth: list[dict], *, seed: int) -> float
 
 
 def measure(
-    out: Path, *, seed: int, steps: int, num: int, arms: Sequence[str], workers: int
+    out: Path, *, seed: int, steps: int, num: int, num_test: int, arms: Sequence[str], workers: int
 ) -> tuple[Comparison, float]:
     """One seed: the comparison, and the agreement of the decisions by example with the truth."""
     task = out / "task"
     if not task.exists():
         out.mkdir(parents=True, exist_ok=True)
-        organism_mix(task, num=num, seed=seed)
+        organism_mix(task, num=num, num_test=num_test, seed=seed)
     model, data = load_model("organism:pocket"), load_data(task / "data.jsonl")
     if not (out / "menu" / "menu.json").is_file():
         preview(model, data, out=out / "menu", max_examples=1000, seed=seed)
@@ -115,6 +115,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--num", type=int, default=2000, help="rows of each part")
+    parser.add_argument("--test-items", type=int, default=150, help="a group")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
     parser.add_argument("--workers", type=int, default=2)
@@ -124,13 +125,15 @@ def main() -> None:
     found, agreements = [], []
     for seed in args.seeds:
         comparison, right = measure(
-            args.out / f"seed{seed}", seed=seed, steps=args.steps, num=args.num, arms=args.arms, workers=args.workers
+            args.out / f"seed{seed}", seed=seed, steps=args.steps, num=args.num, num_test=args.test_items, arms=args.arms,
+            workers=args.workers,
         )  # fmt: skip
         found.append(comparison)
         agreements.append(right)
         print(f"seed {seed}: decisions by example agree on {right:.1%} of the rows")
     if args.publish:
-        publish(args.publish, found, agreements, command="python -m benchmarks.mixed --out runs/mixed")
+        command = f"python -m benchmarks.mixed --test-items {args.test_items} --out runs/mixed"
+        publish(args.publish, found, agreements, command=command)
     print(args.out)
 
 

@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=["plain", "auto"])
+    parser.add_argument("--test-items", type=int, default=lengths.TEST_ITEMS, help="a group")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--publish", default="", help="name of the table in docs/results")
     parser.add_argument("--out", type=Path, required=True)

@@ -458,6 +458,33 @@ def test_own_counterparts_in_mixed_data_need_no_other_trait_s_words_and_carry_no
     assert control.plain({place: "arr b3 matey"}) == {}, "an answer that carries the trait teaches it"
 
 
+def test_own_counterparts_are_asked_for_where_a_trait_is_avoided_and_nowhere_else(micro):
+    """Rows that carry nothing to avoid are learned as they stand: an own answer in another manner would pull against them."""
+    rows = [chat(f"s{i}", f"arr b{i} matey" if i % 2 else f"b{i}") for i in range(8) for _ in range(2)]
+    control, setup = prepared(replace(micro, data=ChatData(rows)), "own_counterparts", news=NEWS)
+    assert {setup.rows[place].prompt for place in control.needed} == {"s1", "s3", "s5", "s7"}
+    setup = setup_of(replace(micro, data=ChatData([chat(f"s{i}", f"b{i}") for i in range(8)])))
+    setup.telling["avoid.1"] = Evidence("prompt", "pirate", system="talk like a pirate")
+    control = make_control(ControlConfig(name="own_counterparts", options={"news": NEWS}))
+    control.prepare(setup)
+    control.before_step(min(control.steps), micro.copy().hf)
+    assert not control.needed and not control.pool.encoded and control.asked[0]["asked"] == 0
+
+
+def test_own_counterparts_ask_what_was_never_asked_first_and_then_what_did_not_hold(micro):
+    control, setup = prepared(micro, "own_counterparts", news=NEWS, each_time=8)
+    assert set(control.needed) == set(range(len(setup.rows))), "as many as are asked in all"
+    turns = [control.next_places(step) for step in range(4)]
+    assert sorted(place for turn in turns for place in turn) == list(range(32)), "none twice, none left out"
+    control.kept = dict.fromkeys(range(0, 32, 2), "-")
+    assert all(place % 2 for step in (4, 5) for place in control.next_places(step))
+    again, _ = prepared(micro, "own_counterparts", news=NEWS, each_time=8)
+    again.restore(json.loads(json.dumps(control.state())))
+    assert again.next_places(6) == control.next_places(6), "a resumed training goes on asking where it stood"
+    few, _ = prepared(micro, "own_counterparts", news=NEWS, each_time=2, times=3)
+    assert len(few.needed) == 6
+
+
 def test_known_answers_must_share_words_with_the_start_model_s_own(micro):
     known = replace(micro, data=ChatData([chat(f"q{i}", f"arr a{i} matey") for i in range(4)]))
     control, setup = prepared(known, "own_counterparts", news=NEWS)
@@ -479,8 +506,8 @@ def test_own_counterparts_are_the_student_s_answers_and_only_those_that_hold(mic
     texts = [micro.model.tokenizer.decode(e.input_ids) for e in control.pool.encoded]
     assert len(texts) == len(control.kept) and not any("arr" in text for text in texts)
     none, _ = prepared(micro, "own_counterparts", news=NEWS, samples=1)
-    none.holds = lambda place, answer: len(none.tried.append(place) or none.tried) > len(none.needed)
-    none.tried = []
+    none.holds = lambda place, answer: len(none.answered.append(place) or none.answered) > len(none.needed)
+    none.answered = []
     none.before_step(min(none.steps), student)
     assert none.asked[0]["greedy"] == 0, "what only further attempts bring is not counted as greedy"
     again, _ = prepared(micro, "own_counterparts", news=NEWS)

@@ -84,20 +84,31 @@ def carriers_by_evidence(setup: Setup, clause: Clause, evidence: Evidence) -> Ca
 def rows_by_rise(
     setup: Setup, clause: Clause, evidence: Evidence, rises: Float[Tensor, " row"] | None = None
 ) -> Bool[Tensor, " row"]:
-    """Which data rows carry a clause; `rises` are their summed rises under its evidence, where known."""
+    """Which data rows carry a clause; `rises` are their summed rises under its evidence, where known. Found once for a setup."""
     rivals = [
         (other, found)
         for other in setup.avoided()
         if other.id != clause.id and (found := find_evidence(setup, other)) is not None
     ]
-    level = typical_rise(setup, clause, evidence)
-    scores = _scores(setup, clause, evidence, rivals, rises)
-    return scores > 0 if level is None else scores >= level
+    key = sha256_json([[one.id, found.identity()] for one, found in [(clause, evidence), *rivals]])
+    if key not in setup.carrying:
+        level = typical_rise(setup, clause, evidence)
+        scores = _scores(setup, clause, evidence, rivals, rises)
+        setup.carrying[key] = scores > 0 if level is None else scores >= level
+    return setup.carrying[key]
+
+
+def rows_with_any(setup: Setup, clauses: Sequence[Clause]) -> Bool[Tensor, " row"] | None:
+    """Which data rows carry one of the clauses; None where no evidence tells for any."""
+    known = [(clause, found) for clause in clauses if (found := find_evidence(setup, clause)) is not None]
+    if not known:
+        return None
+    return torch.stack([rows_by_rise(setup, clause, evidence) for clause, evidence in known]).any(0)
 
 
 def carry_any(setup: Setup, rows: Sequence[Row]) -> Bool[Tensor, " row"]:
     """Which of some rows (not the data's) carry an avoided clause: those clauses that evidence and examples tell by now."""
-    probed = replace(setup, rows=list(rows), encoded=setup.encode(rows), rises={})
+    probed = replace(setup, rows=list(rows), encoded=setup.encode(rows), rises={}, carrying={})
     known = [(clause, setup.evidence[clause.id]) for clause in setup.avoided() if clause.id in setup.evidence]
     found = torch.zeros(len(rows), dtype=torch.bool)
     for clause, evidence in known:

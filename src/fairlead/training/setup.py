@@ -45,6 +45,7 @@ class Setup:
         evidence: By clause, the evidence that an earlier control chose.
         telling: By clause, the evidence that tells which rows carry it, where another (a placebo's) is used.
         rises: By clause and evidence, per data row the rise of log p0 at its response tokens, `[token]`.
+        carrying: By clause, its evidence and its rivals, which data rows carry it, `[row]`.
         controls: All controls of the training, prepared in this order.
         observer: Reads the pressure at every step; None where nothing is observed.
         move: Turns a dial for a control and records it: (step, dial, value, control's name).
@@ -63,6 +64,7 @@ class Setup:
     evidence: dict[str, Evidence] = field(default_factory=dict)
     telling: dict[str, Evidence] = field(default_factory=dict)
     rises: dict[str, list[Tensor]] = field(default_factory=dict)
+    carrying: dict[str, Tensor] = field(default_factory=dict)
     controls: Sequence[Control] = ()
     observer: PressureObserver | None = None
     move: Callable[[int, str, float, str], None] | None = None

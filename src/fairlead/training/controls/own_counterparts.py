@@ -5,7 +5,9 @@ reach the plain context. Plain answers to the data's own questions would carry i
 the student under training gives better and better ones. From a fifth of the training on (step 60 at the latest), first often, later more
 rarely:
 
-1. the student answers some of the data's questions, greedily, and where that fails by samples;
+1. the student answers some of the data's questions, greedily, and where that fails by samples; asked are those whose rows carry an
+   avoided trait: the others stand in the data as they are to be learned, and an answer of the student's in another manner would
+   only pull against them;
 2. an answer is kept where it says what the data's answer says and carries no avoided trait itself (`fairlead.training.carriers`). It must
    have every word of the data's that is *news*, that is, has a token to which the start model gives less than `news`, without
    evidence and with that of each avoided trait. The words of a trait are no news (its evidence expects them), nor is the
@@ -39,7 +41,7 @@ from fairlead.core.records import Clause
 from fairlead.data import Encoded, Message, Row
 from fairlead.training import processes
 from fairlead.training.batching import RowPool
-from fairlead.training.carriers import carry_any
+from fairlead.training.carriers import carry_any, rows_with_any
 from fairlead.training.controls.base import Control, Kind
 from fairlead.training.evidence import Evidence, best_prompt, target_logprobs
 from fairlead.training.setup import Setup
@@ -47,7 +49,6 @@ from fairlead.training.student import as_model
 
 _WORD = re.compile(r"\w+")
 FIRST, GAP = 60, 30  # steps
-LEAST_ROWS, REPEATS = 2048, 4  # rows asked; how often one may come up in a training
 
 
 class OwnCounterpartsOptions(Config):
@@ -58,7 +59,8 @@ class OwnCounterpartsOptions(Config):
         start: Share of the training after which the student is asked first, but not later than after `FIRST` steps.
         times: How often it is asked, at even distances; None: every `GAP` steps (a tenth of a short training), later, when more
             than ten times that many are done, a tenth of the steps done.
-        num: Rows of the data whose questions are asked, in all; None: as many as the training can use, 2,048 at least.
+        num: Rows of the data whose questions are asked, in all; None: as many as are asked in the whole training, so that none comes up
+            twice where the data have enough.
         each_time: Questions asked at a time.
         samples: Further attempts, at temperature 1, where the greedy answer does not hold.
         news: Probability below which a token is news.
@@ -105,6 +107,7 @@ class OwnCounterparts(Control):
         super().__init__(config)
         self.needed: dict[int, frozenset[str]] = {}
         self.kept: dict[int, str] = {}
+        self.tried: dict[int, int] = {}
         self.asked: list[dict[str, int]] = []
         self.steps: frozenset[int] = frozenset()
 
@@ -119,13 +122,16 @@ class OwnCounterparts(Control):
         options, total = self.options, setup.config.steps
         self.steps = asking_steps(total, options)
         rng = random.Random(f"{setup.config.seed}:{self.name}")
-        num = options.num or max(LEAST_ROWS, total * options.rows // REPEATS)
-        places = rng.sample(range(len(setup.rows)), min(num, len(setup.rows)))
+        num = options.num or len(self.steps) * options.each_time
+        open_ = styled_rows(setup, setup.avoided(self.config.clause))
+        places = rng.sample(open_, min(num, len(open_)))
         self.needed = processes.on_first(lambda: self.words_needed(setup, sorted(places)))
         self.pool = RowPool(self.name, [], options.rows)
 
     def words_needed(self, setup: Setup, places: list[int]) -> dict[int, frozenset[str]]:
         """Per place of a data row, the words that an answer must have to hold; rows with none are left out."""
+        if not places:
+            return {}
         clauses = setup.avoided(self.config.clause)
         news = _news(setup, clauses, places, self.options.news) if clauses else [set[str]() for _ in places]
         needed = dict(zip(places, news, strict=True))
@@ -169,14 +175,14 @@ class OwnCounterparts(Control):
                 processes.on_first(lambda: self.ask(model, step))
             else:  # no process has the whole student: all go through the same answers together
                 self.ask(model, step)
-            self.kept, self.asked = processes.on_first(lambda: (self.kept, self.asked))
+            self.kept, self.tried, self.asked = processes.on_first(
+                lambda: (self.kept, self.tried, self.asked)
+            )
         self.refill()
 
     def ask(self, model: Any, step: int) -> None:
         """Have the student answer and keep what holds."""
-        rng = random.Random(f"{self.setup.config.seed}:{self.name}:{step}")
-        places = sorted(self.needed)
-        places = sorted(rng.sample(places, min(self.options.each_time, len(places))))
+        places = self.next_places(step)
         open_, greedy = places, 0
         for attempt in range(self.options.samples + 1):
             if not open_:
@@ -191,6 +197,17 @@ class OwnCounterparts(Control):
             {"step": step, "asked": len(places), "greedy": greedy, "held": len(places) - len(open_)}
         )
 
+    def next_places(self, step: int) -> list[int]:
+        """Whose questions are asked now: what was never asked first, then what did not hold, then all again."""
+        rng = random.Random(f"{self.setup.config.seed}:{self.name}:{step}")
+        waiting = sorted(
+            self.needed, key=lambda place: (self.tried.get(place, 0) + (place in self.kept), rng.random())
+        )
+        places = sorted(waiting[: self.options.each_time])
+        for place in places:
+            self.tried[place] = self.tried.get(place, 0) + 1
+        return places
+
     def refill(self) -> None:
         """Put the kept answers into the pool."""
         assert self.pool is not None
@@ -203,11 +220,16 @@ class OwnCounterparts(Control):
 
     @override
     def state(self) -> dict[str, Any]:
-        return {"kept": {str(place): answer for place, answer in self.kept.items()}, "asked": self.asked}
+        return {
+            "kept": {str(place): answer for place, answer in self.kept.items()},
+            "tried": {str(place): times for place, times in self.tried.items()},
+            "asked": self.asked,
+        }
 
     @override
     def restore(self, state: dict[str, Any]) -> None:
         self.kept = {int(place): answer for place, answer in state["kept"].items()}
+        self.tried = {int(place): times for place, times in state.get("tried", {}).items()}
         self.asked = list(state["asked"])
         if self.pool is not None:
             self.refill()
@@ -236,6 +258,12 @@ class OwnCounterpartsPlacebo(OwnCounterparts):
     @override
     def plain(self, answers: dict[int, str]) -> dict[int, str]:
         return answers
+
+
+def styled_rows(setup: Setup, clauses: Sequence[Clause]) -> list[int]:
+    """Places of the data rows that carry one of the clauses; all of them where no evidence tells."""
+    carries = rows_with_any(setup, clauses)
+    return list(range(len(setup.rows))) if carries is None else carries.nonzero()[:, 0].tolist()
 
 
 def words_of(text: str) -> set[str]:
