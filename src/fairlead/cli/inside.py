@@ -296,6 +296,10 @@ def dict_evaluate(
             metavar="DICTIONARY", help="A second one (another seed): how much of this one comes back?"
         ),
     ] = None,
+    second: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The other model of a crosscoder over two.", show_default=False),
+    ] = None,
     planted: Annotated[
         int,
         typer.Option(metavar="TOKENS", min=0, help="Train this kind on so many tokens of planted features."),
@@ -315,7 +319,7 @@ def dict_evaluate(
     gets quality.json and quality.html.
 
     JSON: `metrics`: fvu, fvu_random and fvu_pca (to beat), l0, dead, ce_model, ce_dictionary, ce_mean, ce_recovered; `density`,
-    `stability`, `planted`.
+    `stability`, `places` (of a crosscoder), `planted`.
 
     Example:
 
@@ -333,6 +337,7 @@ def dict_evaluate(
             dictionary,
             data,
             against=against,
+            second_model=load_model(second, dtype=dtype, device=device) if second is not None else None,
             planted_tokens=planted,
             max_tokens=max_tokens,
             max_length=max_length,

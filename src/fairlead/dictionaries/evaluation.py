@@ -84,6 +84,23 @@ class Held(NamedTuple):
     target: Tensor
 
 
+def take_texts(encoded: Sequence[Encoded], max_tokens: int) -> list[Encoded]:
+    """The first texts that hold so many tokens.
+
+    Raises:
+        DictionaryError: There is none.
+    """
+    chosen, held = [], 0
+    for row in encoded:
+        if held >= max_tokens:
+            break
+        chosen.append(row)
+        held += len(row.input_ids)
+    if not chosen:
+        raise DictionaryError("no text to evaluate the dictionary on. Next: pass at least one row.")
+    return chosen
+
+
 @torch.no_grad()
 def hold_texts(
     model: Model,
@@ -99,20 +116,16 @@ def hold_texts(
         DictionaryError: Made for another model, a crosscoder, or no text.
     """
     dictionary.check(model, any_kind=isinstance(dictionary, Transcoder))
-    chosen, held = [], 0
-    for row in encoded:
-        if held >= max_tokens:
-            break
-        chosen.append(row)
-        held += len(row.input_ids)
-    if not chosen:
-        raise DictionaryError("no text to evaluate the dictionary on. Next: pass at least one row.")
+    chosen = take_texts(encoded, max_tokens)
     batches = [
         batch.to(model.device) for batch in iter_batches(chosen, batch_size=batch_size, pad_id=model.pad_id)
     ]
     read, target = [], []
     for batch in batches:
-        found, inner = model.capture(batch, sites=[dictionary.site, target_site(dictionary)]), _inner(batch)
+        found, inner = (
+            model.capture(batch, sites=[dictionary.site, target_site(dictionary)]),
+            inner_tokens(batch),
+        )
         read.append(found[str(dictionary.site)][inner])
         target.append(found[str(target_site(dictionary))][inner])
     if target_site(dictionary) == dictionary.site:
@@ -213,7 +226,7 @@ def outside_span(
     return (vector_ND - inside).square().sum(-1)
 
 
-def _inner(batch: Batch) -> Tensor:
+def inner_tokens(batch: Batch) -> Tensor:
     """`[batch, seq]` bool: real tokens but the first of each text (whatever the padding side)."""
     real = batch.attention_mask.bool()
     return real & (real.long().cumsum(1) > 1)
@@ -228,7 +241,7 @@ def _spliced_loss(
         if replace is None:
             logits = model.forward(batch)
         else:
-            inner = _inner(batch)[..., None]
+            inner = inner_tokens(batch)[..., None]
             seen: dict[str, Tensor] = {}
 
             def note(hidden: Tensor, seen: dict[str, Tensor] = seen) -> None:

@@ -13,6 +13,8 @@ from fairlead.core.config import Record
 from fairlead.core.errors import DictionaryError
 from fairlead.data import Encoded
 from fairlead.dictionaries.config import DictionaryConfig
+from fairlead.dictionaries.crosscoder import Crosscoder
+from fairlead.dictionaries.crosscoder_evaluation import evaluate_crosscoder, models_of
 from fairlead.dictionaries.dictionary import Dictionary, find_architecture
 from fairlead.dictionaries.evaluation import evaluate_dictionary, hold_texts, measure
 from fairlead.dictionaries.matching import seed_stability
@@ -43,13 +45,14 @@ class DictionaryQuality(Record):
     """What was measured.
 
     Attributes:
-        site: Where the dictionary reads (and, for a transcoder, `to_site` where it writes).
+        site: Where the dictionary reads (and, for a transcoder, `to_site` where it writes); of a crosscoder all its places.
         kind: Name of the kind or architecture.
         d_dict: Latents.
         num_tokens: Tokens measured on.
         metrics: As `evaluate_dictionary`.
         density: Histogram of the latents' densities.
         stability: As `seed_stability` against a second dictionary; empty where none was given.
+        places: `fvu` and `ce_recovered` of each place of a crosscoder; `metrics` are their means.
         planted: What a dictionary of the same kind finds of planted features, by variant; empty where not asked for.
     """
 
@@ -61,6 +64,7 @@ class DictionaryQuality(Record):
     metrics: dict[str, float]
     density: Histogram
     stability: dict[str, float] = Field(default_factory=dict)
+    places: dict[str, dict[str, float]] = Field(default_factory=dict)
     planted: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
@@ -71,6 +75,7 @@ def measure_quality(
     encoded: Sequence[Encoded],
     *,
     against: Dictionary | None = None,
+    second: Model | None = None,
     planted_tokens: int = 0,
     max_tokens: int = 20_000,
 ) -> DictionaryQuality:
@@ -79,29 +84,38 @@ def measure_quality(
     Args:
         encoded: Texts, best held out from the training.
         against: A second dictionary of the same site, such as one of another seed, for the stability.
+        second: The other model of a crosscoder over two.
         planted_tokens: Train a dictionary of the same kind on so many tokens of planted features; 0: do not.
         max_tokens: Tokens of the texts to measure on.
 
     Raises:
-        DictionaryError: Made for another model, a crosscoder, no text, or two dictionaries of different width.
+        DictionaryError: Made for another model, no text, or two dictionaries of different width.
     """
     if against is not None and against.decoder.shape[1] != dictionary.decoder.shape[1]:
         raise DictionaryError(
             f"{against.source or 'the second dictionary'}: rows of width {against.decoder.shape[1]}, not "
             f"{dictionary.decoder.shape[1]}. Next: compare with a dictionary of the same site."
         )
-    held = hold_texts(model, dictionary, encoded, max_tokens=max_tokens)
-    metrics = evaluate_dictionary(model, dictionary, encoded, held=held)
-    density = measure(dictionary, held.read, held.target).density
+    places: dict[str, dict[str, float]] = {}
+    if isinstance(dictionary, Crosscoder):
+        models = models_of(dictionary, model, second)
+        metrics, places, density, num = evaluate_crosscoder(
+            models, dictionary, encoded, max_tokens=max_tokens
+        )
+    else:
+        held = hold_texts(model, dictionary, encoded, max_tokens=max_tokens)
+        metrics = evaluate_dictionary(model, dictionary, encoded, held=held)
+        density, num = measure(dictionary, held.read, held.target).density, len(held.read)
     return DictionaryQuality(
-        site=str(dictionary.site),
+        site=" and ".join(places) or str(dictionary.site),
         to_site=str(getattr(dictionary, "to_site", "")),
         kind=str(dictionary.config.get("kind") or dictionary.architecture),
         d_dict=dictionary.d_dict,
-        num_tokens=len(held.read),
+        num_tokens=num,
         metrics=metrics,
         density=density_histogram(density),
         stability=seed_stability(dictionary.decoder, against.decoder) if against is not None else {},
+        places=places,
         planted=planted_recovery(dictionary.config, planted_tokens) if planted_tokens else {},
     )
 

@@ -95,7 +95,7 @@ def low_copy(model: Model) -> Model:
     if model.dtype == torch.bfloat16:
         return model
     hf = copy.deepcopy(model.hf)
-    hf.to(dtype=torch.bfloat16)
+    torch.nn.Module.to(hf, torch.bfloat16)
     return type(model)(hf, model.tokenizer, model.name)
 
 

@@ -19,6 +19,7 @@ def evaluate(
     data: ChatData | str | Path,
     *,
     against: Dictionary | str | Path | None = None,
+    second_model: Model | str | Path | None = None,
     planted_tokens: int = 0,
     max_tokens: int = 20_000,
     max_length: int | None = None,
@@ -32,6 +33,7 @@ def evaluate(
         dictionary: A dictionary of that model, its folder, or a `hf:` name.
         data: Texts.
         against: A second dictionary of the same site (another seed): how much of the first comes back in it.
+        second_model: The other model of a crosscoder over two.
         planted_tokens: Also train a dictionary of the same kind on so many tokens of planted features.
         max_tokens: Tokens to measure on.
         max_length: Longer texts are cut; the model's limit where None.
@@ -39,12 +41,13 @@ def evaluate(
         overwrite: Replace a finished run.
 
     Raises:
-        DictionaryError: The dictionary was made for another model, or is a crosscoder.
+        DictionaryError: The dictionary was made for another model.
         RunError: The run folder exists or is locked.
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     dictionary = load_dictionary(dictionary) if isinstance(dictionary, str | Path) else dictionary
     second = load_dictionary(against) if isinstance(against, str | Path) else against
+    other = load_model(second_model) if isinstance(second_model, str | Path) else second_model
     data = load_data(data) if isinstance(data, str | Path) else data
     encoded = encode(data, model.tokenizer, max_length=max_length or model.max_length, on_long="truncate")
 
@@ -54,6 +57,7 @@ def evaluate(
             dictionary,
             encoded,
             against=second,
+            second=other,
             planted_tokens=planted_tokens,
             max_tokens=max_tokens,
         )
@@ -63,6 +67,7 @@ def evaluate(
     settings = {"max_tokens": max_tokens, "max_length": max_length, "planted_tokens": planted_tokens}
     inputs = {"model": model.fingerprint, "dictionary": dictionary.sha256, "data": data.sha256}
     inputs |= {"against": second.sha256} if second is not None else {}
+    inputs |= {"second_model": other.fingerprint} if other is not None else {}
     with Run.start(out, study="dict evaluate", config=settings, inputs=inputs, overwrite=overwrite) as run:
         found = measured()
         run.write_json(QUALITY_FILE, found.model_dump(mode="json"))

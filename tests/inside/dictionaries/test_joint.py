@@ -13,16 +13,20 @@ from fairlead.dictionaries import (
     Crosscoder,
     DictionaryConfig,
     Transcoder,
+    evaluate_dictionary,
     find_kind,
     fit_dictionary,
     load_dictionary,
     train_crosscoder,
+    train_dictionary,
     train_transcoder,
 )
 from fairlead.dictionaries.crosscoder import site_norms
 from fairlead.dictionaries.joint import Place, harvest_joint
 from fairlead.dictionaries.kinds import StepState
 from fairlead.dictionaries.latent_scaling import latent_scaling
+from fairlead.dictionaries.quality import measure_quality
+from fairlead.reports.quality import render_quality
 from fairlead.studies.dictionaries import train_several
 
 from .planting import codes, noise, unit_rows
@@ -256,6 +260,45 @@ def test_a_crosscoder_over_layers_and_what_it_refuses(model, rows):
     assert str(found.direction_at(0, 1).site) == "layers.2.resid_post"
     with pytest.raises(DictionaryError, match="two sites or two models"):
         train_crosscoder(model, rows, sites=["layers.0.resid_post"], config=CONFIG)
+
+
+def test_a_crosscoder_is_measured_place_by_place(model, rows):
+    """Loss and mean of a place are those that an autoencoder of the site is measured with; the error is the place's own."""
+    sites = ["layers.0.resid_post", "layers.2.resid_post"]
+    found = train_crosscoder(model, rows, sites=sites, config=CONFIG)
+    quality = measure_quality(model, found, rows)
+    assert list(quality.places) == sites and quality.site == " and ".join(sites)
+    acts = harvest_joint([Place(model, site) for site in found.sites], rows)
+    recon = found.split(found.decode(found.encode(found.join(acts))))
+    for name, part, made in zip(sites, acts, recon, strict=True):
+        fvu = (part - made).square().sum() / (part - part.mean(0)).square().sum()
+        assert quality.places[name]["fvu"] == pytest.approx(float(fvu), rel=1e-3)
+    losses = []
+    for site in sites:
+        alone = evaluate_dictionary(model, train_dictionary(model, rows, site=site, config=CONFIG), rows)
+        losses.append([alone["ce_model"], alone["ce_mean"]])
+    both = [sum(each) / 2 for each in zip(*losses, strict=True)]
+    assert [quality.metrics["ce_model"], quality.metrics["ce_mean"]] == pytest.approx(both, rel=1e-4)
+    shares = [place["ce_recovered"] for place in quality.places.values()]
+    assert quality.metrics["ce_recovered"] == pytest.approx(sum(shares) / 2) and max(shares) <= 1.05
+    assert 0 < quality.metrics["fvu_pca"] < 1 and quality.num_tokens == len(acts[0])
+
+
+def test_a_crosscoder_over_two_models_is_measured_with_both(model, other_model, rows):
+    found = train_crosscoder([model, other_model], rows, sites=["layers.1.resid_post"], config=CONFIG)
+    with pytest.raises(DictionaryError, match="--second"):
+        measure_quality(model, found, rows)
+    quality = measure_quality(model, found, rows, second=other_model)
+    assert len(quality.places) == 2 and all("layers.1.resid_post" in name for name in quality.places)
+    losses = [
+        evaluate_dictionary(
+            one, train_dictionary(one, rows, site="layers.1.resid_post", config=CONFIG), rows
+        )["ce_model"]
+        for one in (model, other_model)
+    ]
+    assert quality.metrics["ce_model"] == pytest.approx(sum(losses) / 2, rel=1e-4)
+    page = render_quality(quality)
+    assert all(name in page for name in quality.places)
 
 
 def test_transcoder_and_crosscoder_on_a_store_are_those_of_the_texts(
