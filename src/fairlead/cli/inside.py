@@ -347,7 +347,7 @@ def dict_evaluate(
         write_quality(
             folder / "quality.html", found, command=f"fairlead dict evaluate {model} {dictionary} {data}"
         )
-    facts = {**found.metrics, **found.stability}
+    facts = {**found.metrics, **found.stability, **found.places}
     facts |= {f"planted.{name}": row for name, row in found.planted.items()}
     finish(
         "dict evaluate",
