@@ -104,7 +104,9 @@ def main() -> None:
             rows=rows,
             notes=[
                 f"One thread, {platform.machine()} CPU, Python {platform.python_version()}; "
-                "a placebo (the baseline against itself) shows the noise."
+                "a placebo (the baseline against itself) shows the noise. Several sites of a large batch outlive the forward, and "
+                "with glibc's defaults their memory is asked of the system anew every time; kept by the allocator "
+                "(`MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_` of 1 GB) they cost next to nothing (lab notes)."
             ],
         )
 
