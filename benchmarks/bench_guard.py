@@ -1,12 +1,12 @@
 """Cost of a guard: guarded generation against plain `Model.generate`, per token, side by side.
 
-    python benchmarks/bench_guard.py [--probe FOLDER] [--repeats 20] [--threads 1] [--json]
+    python -m benchmarks.bench_guard [--probe FOLDER] [--repeats 20] [--threads 1] [--json] [--publish guard_cost]
 
 Both answer the same questions of the pocket world with the same model, in turn, in an order that alternates; each ratio is of one pair,
 seconds per token of answer. Under `observe` and under `correct` at a threshold that nothing reaches the texts are the plain ones (which is
 checked), so this is the price of reading every token and scoring every claim; under `correct` at a threshold that flags every fifth claim
 tokens are put in and answers go on, so it is counted per token of its own answers. Placebo: plain against plain. DESIGN.md section 9 wants
-at most 1.05. Without --probe the readout is a random direction at one site; with it, that probe.
+at most 1.05. The readout is a random direction at one site; with --probe, that probe besides.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 
+from benchmarks.summary import write_table
 from fairlead.core.nouns import Direction, LinearReadout
 from fairlead.core.progress import quiet
 from fairlead.guard import Guard, Policy
@@ -110,6 +111,37 @@ def bench(model: Model, guard: Guard, repeats: int) -> list[dict]:
     return rows
 
 
+def publish(name: str, found: dict[str, list[dict]]) -> None:
+    """Write the table: a row for each batch size and policy, a column for each readout."""
+    rows = []
+    for place, first in enumerate(next(iter(found.values()))):
+        ratios_of = {title: each[place]["ratio"] for title, each in found.items()}
+        rows.append(
+            {
+                "title": f"batch {first['batch']}: {first['policy']}",
+                "cells": {
+                    title: f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+                    for title, ratio in ratios_of.items()
+                },
+                "values": {title: list(ratio.values()) for title, ratio in ratios_of.items()},
+                "bold": first["policy"] == "observe",
+            }
+        )
+    write_table(
+        name,
+        title="Guarded generation against plain generation",
+        model="pocket (2.9M parameters, trained from scratch on a synthetic world)",
+        command=f"python -m benchmarks.bench_guard{' --probe runs/probe' if len(found) > 1 else ''}",
+        columns=[(title, title) for title in found],
+        rows=rows,
+        notes=[
+            "Seconds per token of answer, guarded over plain: median and quartiles of pairs in alternating order, one thread; wanted: "
+            "at most 1.05. Where nothing is flagged the texts are the plain ones (checked)."
+            " A fifth flagged: tokens are put in, and answers go on."
+        ],
+    )
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -117,21 +149,29 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--publish", default="", help="name of the table in docs/results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = load_model("organism:pocket")
+    readouts = {"a direction": None} | ({"the probe": options.probe} if options.probe else {})
     with quiet():
-        rows = bench(model, make_guard(model, options.probe), options.repeats)
+        found = {
+            title: bench(model, make_guard(model, probe), options.repeats)
+            for title, probe in readouts.items()
+        }
+    if options.publish:
+        publish(options.publish, found)
     if options.json:
-        print(json.dumps({"guarded_over_plain_per_token": rows, "target": 1.05}))
+        print(json.dumps({"guarded_over_plain_per_token": found, "target": 1.05}))
         return
     print("guarded generation / plain generate, seconds per token (target: at most 1.05)")
-    for row in rows:
-        ratio = row["ratio"]
-        print(
-            f"  batch {row['batch']:3}  {row['policy']:26} {ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
-            f"   {row['answers']} answers, {row['tokens']} tokens"
-        )
+    for title, rows in found.items():
+        for row in rows:
+            ratio = row["ratio"]
+            print(
+                f"  {title:12} batch {row['batch']:3}  {row['policy']:26} {ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+                f"   {row['answers']} answers, {row['tokens']} tokens"
+            )
 
 
 if __name__ == "__main__":

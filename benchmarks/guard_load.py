@@ -1,6 +1,6 @@
 """Load on `fairlead guard serve`: 64 concurrent streams on loopback, each compared with its offline result, among clients that misbehave.
 
-    python benchmarks/guard_load.py [--minutes 5] [--streams 64] [--probe FOLDER] [--json]
+    python -m benchmarks.guard_load [--minutes 5] [--streams 64] [--probe FOLDER] [--json] [--publish guard_load]
 
 The server runs in a process of its own, through the command line, and is stopped with SIGTERM while streams are open. Every stream's text
 and tokens are compared with what `Guard.answer` gives for the same question, policy and seed; scores may differ by rounding. Besides:
@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from benchmarks.bench_guard import make_guard
+from benchmarks.summary import write_table
 from fairlead.core.site import Site
 from fairlead.guard import Guard, Policy
 from fairlead.guard.audit import read_audit
@@ -353,6 +354,42 @@ def run(minutes: float, streams: int, probe: str | None) -> dict[str, Any]:
     }
 
 
+def publish(name: str, found: dict[str, Any]) -> None:
+    """Write the table: what was asked of the server, and what came of it."""
+    refused = found.get("hostile_refused", 0)
+    odd = sum(number for key, number in found.items() if key.startswith("hostile_")) - refused
+    rows = [
+        ("streams, equal to their offline result", _of(found, "stream")),
+        ("slow readers, equal to their offline result", _of(found, "slow")),
+        ("streams open at SIGTERM, finished and equal", _of(found, "shutdown")),
+        ("clients that vanished", f"{found['vanished']:,}"),
+        ("hostile requests refused with 4xx", f"{refused:,} of {refused + odd:,}"),
+        ("responses 5xx", f"{found['responses_5xx']:.0f}"),
+        ("answers not exactly once in the audit log", f"{found['not_once_in_the_audit_log']}"),
+        ("tokens a second", f"{found['tokens_per_second']:,.0f}"),
+        ("first byte, seconds: median and 99th percentile", "{median:.2f} and {p99:.2f}".format(**found["first_byte_seconds"])),
+        ("server's memory, MB: after 3 s of 8 streams, and at the end", "{before} and {after}".format(**found["server_memory_mb"])),
+    ]  # fmt: skip
+    write_table(
+        name,
+        title="The server under load",
+        model="pocket (2.9M parameters, trained from scratch on a synthetic world)",
+        command=f"python -m benchmarks.guard_load --minutes {found['seconds'] / 60:.0f} --probe runs/probe",
+        columns=[("found", "found")],
+        rows=[{"title": title, "cells": {"found": text}} for title, text in rows],
+        notes=[
+            f"{found['streams_at_once']} streams at a time on loopback for {found['seconds'] / 60:.0f} minutes, server and clients on "
+            f"the same {os.cpu_count()} cores; besides 3 slow readers, 3 clients that vanish and 2 hostile ones."
+            " Equal: text, tokens and scores."
+        ],
+    )
+
+
+def _of(found: dict[str, Any], kind: str) -> str:
+    asked = sum(number for key, number in found.items() if key.startswith(f"{kind}_status_"))
+    return f"{found.get(f'{kind}_same', 0):,} of {asked:,}"
+
+
 async def _get(port: int, path: str) -> str:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
@@ -370,8 +407,11 @@ def main() -> None:
         "--probe", help="folder of a probe of the pocket model; a random direction by default"
     )
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--publish", default="", help="name of the table in docs/results")
     options = parser.parse_args()
     found = run(options.minutes, options.streams, options.probe)
+    if options.publish:
+        publish(options.publish, found)
     if options.json:
         print(json.dumps(found, indent=2))
     else:

@@ -20,7 +20,7 @@ SETTINGS = {"steps": 6, "lr": 3e-3, "warmup_steps": 2, "checkpoint_every": 4, "p
 MOVE = DialMove(step=2, name="anchor", value=0.25)
 METHODS = {"full": {}, "lora": {"method": "lora", "lora_rank": 4}}
 SCRIPT = f"""
-import json, sys
+import json, os, sys
 from fairlead.core.records import Plan
 from fairlead.studies.train import train
 from fairlead.training import observe
@@ -32,6 +32,8 @@ def and_turn(self, record):
     add(self, record)
     if record.step == {MOVE.step}:
         request_move(self.path.parent.with_suffix(""), "{MOVE.name}", "{MOVE.value}")
+    if record.step == int(os.environ.get("DIE_AT", 0)):
+        os._exit(9)
 
 observe.MetricsFile.add = and_turn
 METHODS = {METHODS!r}
@@ -60,14 +62,16 @@ def files_of(micro, folder: Path) -> list[str]:
     ]
 
 
-def launch(folder: Path, script: str, words: list[str], by: str = "torchrun", **more: str) -> str:
+def launch(
+    folder: Path, script: str, words: list[str], by: str = "torchrun", *, dies: bool = False, **more: str
+) -> str:
     """Run a script in two processes; what they said."""
     path = folder / "script.py"
     path.write_text(script)
     command = [sys.executable, *LAUNCH[by], str(path), *words]
     settings = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **more}
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=settings)
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert (done.returncode != 0) == dies, done.stderr[-20000:]
     return done.stdout + done.stderr
 
 
@@ -133,7 +137,7 @@ def as_gpus(self, *args, **kwargs):
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 def and_tell(module):
-    print("sharded:", is_sharded(module))
+    print(f"sharded: {is_sharded(module)}\\n", end="", flush=True)
     return is_sharded(module)
 
 PartialState.__init__, processes.is_sharded = as_gpus, and_tell
@@ -141,9 +145,25 @@ PartialState.__init__, processes.is_sharded = as_gpus, and_tell
 
 
 @pytest.mark.slow
-def test_sharded_processes_train_what_one_trains(micro, tmp_path):
+@pytest.mark.parametrize("name", METHODS)
+def test_sharded_processes_train_what_one_trains(micro, tmp_path, name):
     """FSDP2: hooks at sites, answers of the student in the middle of the training, checkpoints and the saved model."""
     files = files_of(micro, tmp_path)
-    said = launch(tmp_path, ON_A_CPU + SCRIPT, [str(tmp_path / "two"), *files, "full"], **SHARDED)
+    said = launch(tmp_path, ON_A_CPU + SCRIPT, [str(tmp_path / "two"), *files, name], **SHARDED)
     assert said.count("sharded: True") == 2 * 3, "the student was whole when it was asked"
-    same_trainings(alone(micro, files, tmp_path / "one"), load_run(tmp_path / "two" / "full"), tolerance=2e-5)
+    one, two = alone(micro, files, tmp_path / "one", **METHODS[name]), load_run(tmp_path / "two" / name)
+    same_trainings(one, two, tolerance=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_killed_sharded_processes_go_on_and_end_where_one_does(micro, tmp_path, name):
+    files, script = files_of(micro, tmp_path), ON_A_CPU + SCRIPT
+    words = [str(tmp_path / "two"), *files, name]
+    launch(tmp_path, script, words, dies=True, DIE_AT="5", **SHARDED)
+    cut = tmp_path / "two" / f"{name}.part"
+    assert list(cut.rglob("checkpoint-4")), "a checkpoint was written before the kill"
+    launch(tmp_path, script, words, **SHARDED)
+    one, two = alone(micro, files, tmp_path / "one", **METHODS[name]), load_run(tmp_path / "two" / name)
+    assert [record.step for record in two.steps] == [1, 2, 3, 4, 5, 6]
+    same_trainings(one, two, tolerance=2e-5)

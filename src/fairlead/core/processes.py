@@ -7,6 +7,7 @@ Data travel as pickled objects through torch.distributed (gloo or NCCL), between
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -26,6 +27,13 @@ def join() -> None:
         from accelerate import PartialState
 
         PartialState(cpu=not torch.cuda.is_available())
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Close the connections at the process's end: threads of theirs that still run then abort it, although all is done."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def num_processes() -> int:

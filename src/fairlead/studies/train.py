@@ -237,7 +237,10 @@ def find_dictionary(plan: Plan | None, dictionary: Dictionary | str | Path | Non
     for place in places:
         if place.is_dir():
             return load_dictionary(place)
-    say(f"the plan's dictionary ({plan.dictionary}) is not there.")
+    say(
+        f"the plan's dictionary ({plan.dictionary}) is not there: concepts are not read. Next: name its folder (dictionary), "
+        "or repeat the preview."
+    )
     return None
 
 

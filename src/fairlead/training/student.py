@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from typing_extensions import override
 
 from fairlead.models import Model
 from fairlead.models.families import Sites, unwrap
+from fairlead.training.processes import is_sharded
 
 
 @contextmanager
@@ -24,6 +26,11 @@ def as_model(start: Model, student: nn.Module) -> Iterator[Model]:
     model.hf = unwrap(student)
     model.resolved = Sites(model.hf)  # sites are modules: the start model's would read the start model
     model.hf.eval()
+    if model.hf is not student and is_sharded(
+        student
+    ):  # FSDP makes ready what it holds in the wrapper's own forward only
+        with torch.no_grad():
+            student(input_ids=torch.full((1, 1), model.pad_id, device=model.device))
     try:
         yield model
     finally:
