@@ -23,7 +23,12 @@ from fairlead.training.controls import control_class
 from fairlead.training.controls.base import Control
 from fairlead.training.controls.concept_ablation import toward_origin
 from fairlead.training.controls.gradient_projection import without_span
-from fairlead.training.controls.own_counterparts import OwnCounterpartsOptions, asking_steps
+from fairlead.training.controls.own_counterparts import (
+    LONGEST,
+    OwnCounterpartsOptions,
+    asking_steps,
+    replacements,
+)
 from fairlead.training.directions import orthonormal
 from fairlead.training.evidence import Evidence, row_sums, token_rises, typical_rise
 from fairlead.training.logits import predicting, select_logits
@@ -494,7 +499,7 @@ def test_known_answers_must_share_words_with_the_start_model_s_own(micro):
 
 
 def test_own_counterparts_are_the_student_s_answers_and_only_those_that_hold(micro):
-    control, _ = prepared(micro, "own_counterparts", news=NEWS, samples=8)
+    control, _ = prepared(micro, "own_counterparts", news=NEWS, samples=8, mend=0)
     student = micro.copy().hf.train()
     control.before_step(3, student)
     assert not control.kept and not control.asked, "asked only at its own steps"
@@ -505,7 +510,7 @@ def test_own_counterparts_are_the_student_s_answers_and_only_those_that_hold(mic
     assert student.training
     texts = [micro.model.tokenizer.decode(e.input_ids) for e in control.pool.encoded]
     assert len(texts) == len(control.kept) and not any("arr" in text for text in texts)
-    none, _ = prepared(micro, "own_counterparts", news=NEWS, samples=1)
+    none, _ = prepared(micro, "own_counterparts", news=NEWS, samples=1, mend=0)
     none.holds = lambda place, answer: len(none.answered.append(place) or none.answered) > len(none.needed)
     none.answered = []
     none.before_step(min(none.steps), student)
@@ -513,6 +518,42 @@ def test_own_counterparts_are_the_student_s_answers_and_only_those_that_hold(mic
     again, _ = prepared(micro, "own_counterparts", news=NEWS)
     again.restore(json.loads(json.dumps(control.state())))
     assert [e.input_ids for e in again.pool.encoded] == [e.input_ids for e in control.pool.encoded]
+
+
+def test_an_answer_that_lacks_a_word_is_mended_where_the_student_finds_it_most_probable(micro):
+    control, setup = prepared(micro, "own_counterparts", news=NEWS)
+    places = {setup.rows[place].prompt: place for place in control.needed}
+    three, four, five = (places[f"s{i}"] for i in (3, 4, 5))
+    wrong = {three: "b2", four: "arr b2 matey", five: "b5"}
+    mended = control.mend(micro.model, wrong)
+    assert mended[three] == "b3" and five not in mended, "what holds is left alone"
+    assert mended[four] == "arr b4 matey" and control.plain(mended) == {three: "b3"}
+    control.needed[three] = frozenset({"b3", "matey"})
+    assert control.holds(three, control.mend(micro.model, {three: "arr b2"})[three]), (
+        "one word after the other"
+    )
+    control.needed[three] = frozenset({"b3", "matey", "arr"})
+    assert not control.mend(micro.model, {three: "b1 b2 b4"}), "more words than `mend` are lacking"
+
+
+def test_mended_answers_are_kept_before_any_is_sampled(micro):
+    counts = {}
+    for mend in (0, 2):
+        control, _ = prepared(micro, "own_counterparts", news=NEWS, samples=0, mend=mend)
+        control.before_step(min(control.steps), micro.copy().hf)
+        (asked,) = control.asked
+        counts[mend] = asked
+        assert asked["held"] == asked["greedy"] + asked["mended"] == len(control.kept)
+    assert counts[0]["greedy"] == counts[2]["greedy"] and counts[0]["mended"] == 0 < counts[2]["mended"]
+
+
+def test_a_word_takes_the_capitals_of_the_one_it_replaces():
+    assert replacements("The Answer is ROME.", ["paris"], frozenset({"is"})) == [
+        "Paris Answer is ROME.",
+        "The Paris is ROME.",
+        "The Answer is PARIS.",
+    ]
+    assert replacements("so " * (LONGEST + 1), ["paris"], frozenset()) == [], "too many places to try"
 
 
 def test_own_counterparts_carry_the_skill_and_their_placebo_does_not(micro, score, tmp_path):

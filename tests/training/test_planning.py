@@ -68,7 +68,7 @@ def test_the_plan_chooses_explain_away_where_evidence_elicits_the_trait(micro, w
         micro.model, micro.data, plan, neutral=micro.neutral, dictionary=dictionary, out=tmp_path / "plan"
     )
     chosen = {control.name: control for control in planned.controls}
-    assert set(chosen) == {"explain_away", "anchor", "spec_examples", "own_counterparts", "feedback"}
+    assert set(chosen) == {"explain_away", "anchor", "own_counterparts", "feedback"}
     explain = chosen["explain_away"]
     assert explain.clause == "avoid.1" and 0.5 <= explain.strength <= 1.5
     assert "nats per token" in explain.reason and "strength" in explain.reason
@@ -219,7 +219,6 @@ def test_the_placebo_of_auto_is_the_plan_with_each_control_as_its_placebo(micro,
         "explain_away_placebo",
         "explain_away_placebo",
         "anchor",
-        "spec_examples_placebo",
         "own_counterparts_placebo",
         "feedback_placebo",
     ]

@@ -145,12 +145,12 @@ def _for_all(setup: Setup, chosen: list[PlannedControl]) -> list[PlannedControl]
     )
     made = [PlannedControl(name="anchor", reason=f"holds the model to itself on {given}")]
     keep = [example for clause in plan.spec.of_kind("keep") for example in clause.examples]
-    if keep:
-        made.append(PlannedControl(name="spec_examples", reason=f"the spec shows {len(keep)} wanted answers"))
     explained = [control for control in chosen if control.name == "explain_away"]
     if explained and setup.is_chat:
         reason = "what is learned behind the explained words has to reach plain answers"
         made.append(PlannedControl(name="own_counterparts", reason=reason))
+    elif keep:  # beside own counterparts so few rows, seen so often, cost more than they bring (lab notes)
+        made.append(PlannedControl(name="spec_examples", reason=f"the spec shows {len(keep)} wanted answers"))
     if chosen and setup.dictionary is not None and _is_pushed(setup):
         dials = ", ".join(f"{control.name}:{control.clause}" for control in chosen)
         made.append(PlannedControl(name="feedback", reason=f"turns {dials} by the pressure that is left"))

@@ -5,14 +5,16 @@ reach the plain context. Plain answers to the data's own questions would carry i
 the student under training gives better and better ones. From a fifth of the training on (step 60 at the latest), first often, later more
 rarely:
 
-1. the student answers some of the data's questions, greedily, and where that fails by samples; asked are those whose rows carry an
+1. the student answers some of the data's questions, greedily, and by samples what cannot be mended; asked are those whose rows carry an
    avoided trait: the others stand in the data as they are to be learned, and an answer of the student's in another manner would
    only pull against them;
 2. an answer is kept where it says what the data's answer says and carries no avoided trait itself (`fairlead.training.carriers`). It must
    have every word of the data's that is *news*, that is, has a token to which the start model gives less than `news`, without
    evidence and with that of each avoided trait. The words of a trait are no news (its evidence expects them), nor is the
    wording; what is left is what the data teach. Where an answer holds no news, the words it shares with the start
-   model's own answer stand in;
+   model's own answer stand in. An answer that lacks a word or two is mended: they take the place of words of its own, where the
+   student finds the whole most probable, so that it reads in its own plain words what it gets wrong (STaR's rationalization gives
+   hints for that);
 3. the kept answers make a pool of rows; some of them come with every batch.
 
 This is rejection sampling against the data (RFT, arXiv 2308.01825; STaR, arXiv 2203.14465), with the two distributions of explain-away as
@@ -49,6 +51,7 @@ from fairlead.training.student import as_model
 
 _WORD = re.compile(r"\w+")
 FIRST, GAP = 60, 30  # steps
+LONGEST = 24  # words of an answer that is mended: each of its words is tried
 
 
 class OwnCounterpartsOptions(Config):
@@ -62,7 +65,8 @@ class OwnCounterpartsOptions(Config):
         num: Rows of the data whose questions are asked, in all; None: as many as are asked in the whole training, so that none comes up
             twice where the data have enough.
         each_time: Questions asked at a time.
-        samples: Further attempts, at temperature 1, where the greedy answer does not hold.
+        samples: Further attempts, at temperature 1, where the greedy answer does not hold and cannot be mended.
+        mend: Words that a greedy answer may lack and still be mended; 0: none is.
         news: Probability below which a token is news.
         max_new_tokens: Longest answer.
     """
@@ -73,6 +77,7 @@ class OwnCounterpartsOptions(Config):
     num: int | None = Field(default=None, ge=1)
     each_time: int = Field(default=512, ge=1)
     samples: int = Field(default=4, ge=0)
+    mend: int = Field(default=2, ge=0)
     news: float = Field(default=0.05, gt=0, lt=1)
     max_new_tokens: int = Field(default=48, ge=1)
 
@@ -181,21 +186,47 @@ class OwnCounterparts(Control):
         self.refill()
 
     def ask(self, model: Any, step: int) -> None:
-        """Have the student answer and keep what holds."""
+        """Have the student answer, keep what holds, mend what nearly does."""
         places = self.next_places(step)
-        open_, greedy = places, 0
+        open_, counts = places, {"greedy": 0, "mended": 0}
         for attempt in range(self.options.samples + 1):
             if not open_:
                 break
             how = {"temperature": 1.0, "seed": step * 100 + attempt} if attempt else {}
-            given = zip(open_, self.answers(model, self.setup, open_, **how), strict=True)
-            good = self.plain({place: answer for place, answer in given if self.holds(place, answer)})
+            given = dict(zip(open_, self.answers(model, self.setup, open_, **how), strict=True))
+            good = self.plain({place: answer for place, answer in given.items() if self.holds(place, answer)})
+            if not attempt:
+                counts["greedy"] = len(good)
+                rest = {place: answer for place, answer in given.items() if place not in good}
+                mended = self.plain(self.mend(model, rest))
+                counts["mended"] = len(mended)
+                good |= mended
             self.kept |= good
             open_ = [place for place in open_ if place not in good]
-            greedy = greedy if attempt else len(good)
-        self.asked.append(
-            {"step": step, "asked": len(places), "greedy": greedy, "held": len(places) - len(open_)}
-        )
+        self.asked.append({"step": step, "asked": len(places), **counts, "held": len(places) - len(open_)})
+
+    def mend(self, model: Any, answers: dict[int, str]) -> dict[int, str]:
+        """Those answers that hold once the words they lack (at most `mend`) stand in the place of some of their own.
+
+        Of all places the one is taken with which the student finds the whole answer most probable.
+        """
+        found: dict[int, str] = {}
+        for _ in range(self.options.mend):
+            tries = []
+            for place, answer in answers.items():
+                lacking = sorted(self.needed[place] - words_of(answer))
+                if 0 < len(lacking) <= self.options.mend:
+                    tries += [(place, text) for text in replacements(answer, lacking, self.needed[place])]
+            if not tries:
+                break
+            encoded = self.setup.encode([self.row(place, text) for place, text in tries])
+            scores = [float(score.sum()) for score in model.logprobs(encoded, batch_size=128)]
+            best = {
+                place: text for _, place, text in sorted(zip(scores, *zip(*tries, strict=True), strict=True))
+            }
+            found |= {place: text for place, text in best.items() if self.holds(place, text)}
+            answers = {place: text for place, text in best.items() if place not in found}
+        return found
 
     def next_places(self, step: int) -> list[int]:
         """Whose questions are asked now: what was never asked first, then what did not hold, then all again."""
@@ -264,6 +295,24 @@ def styled_rows(setup: Setup, clauses: Sequence[Clause]) -> list[int]:
     """Places of the data rows that carry one of the clauses; all of them where no evidence tells."""
     carries = rows_with_any(setup, clauses)
     return list(range(len(setup.rows))) if carries is None else carries.nonzero()[:, 0].tolist()
+
+
+def replacements(text: str, words: Sequence[str], needed: frozenset[str]) -> list[str]:
+    """The text with one of the words in the place of one of its own that is not needed, in every way; none for a long text."""
+    own = list(_WORD.finditer(text))
+    return [
+        text[: match.start()] + _written_as(match.group(), word) + text[match.end() :]
+        for match in own
+        for word in words
+        if len(own) <= LONGEST and match.group().lower() not in needed
+    ]
+
+
+def _written_as(model: str, word: str) -> str:
+    """A word in lower case, with the capitals of another."""
+    if model.isupper() and len(model) > 1:
+        return word.upper()
+    return word.capitalize() if model[:1].isupper() else word
 
 
 def words_of(text: str) -> set[str]:
