@@ -6,12 +6,14 @@ Both answer the same questions of the pocket world with the same model, in turn,
 seconds per token of answer. Under `observe` and under `correct` at a threshold that nothing reaches the texts are the plain ones (which is
 checked), so this is the price of reading every token and scoring every claim; under `correct` at a threshold that flags every fifth claim
 tokens are put in and answers go on, so it is counted per token of its own answers. Placebo: plain against plain. DESIGN.md section 9 wants
-at most 1.05. The readout is a random direction at one site; with --probe, that probe besides.
+at most 1.05. The readout is a random direction at one site; with --probe, that probe besides. --sizes
+gives the pocket model a larger body (layers and neurons that add nothing), so that the answers stay and the passes cost more.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import time
@@ -31,13 +33,14 @@ from fairlead.models import Model, load_model
 from fairlead.organisms import World
 
 BATCHES = (1, 16, 64)
+SIZES = ((6, 512), (12, 1024), (24, 2048))  # layers and neurons a layer; the first is the pocket model
 Run = Callable[[], int]
 
 
-def make_guard(model: Model, probe: str | None) -> Guard:
-    """A guard with the probe of a folder, or with a random direction."""
+def make_guard(model: Model, probe: str | None, *, made_for: Model | None = None) -> Guard:
+    """A guard with the probe of a folder (made for another model, where one is given), or with a random direction."""
     if probe is not None:
-        return Guard(model, load_readout(probe, model))
+        return Guard(model, load_readout(probe, made_for or model), any_model=made_for is not None)
     vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0)) / 8
     return Guard(model, LinearReadout(Direction(model.default_site(), vector)))
 
@@ -69,8 +72,25 @@ def summary(values: np.ndarray) -> dict[str, float]:
     return {"median": round(float(middle), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
 
 
-def bench(model: Model, guard: Guard, repeats: int) -> list[dict]:
-    """One row per batch size and policy."""
+def enlarged(model: Model, num_layers: int, width: int) -> Model:
+    """The same function in a larger body: further layers write nothing, and so do further neurons."""
+    from transformers import LlamaForCausalLM
+
+    config = copy.deepcopy(model.hf.config)
+    config.num_hidden_layers, config.intermediate_size = num_layers, width
+    hf = LlamaForCausalLM(config).eval()
+    old, new = model.hf.state_dict(), hf.state_dict()
+    with torch.no_grad():
+        for name, value in new.items():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                value.zero_()
+            if name in old:
+                value[tuple(slice(0, size) for size in old[name].shape)] = old[name]
+    return Model.wrap(hf, model.tokenizer)
+
+
+def bench(model: Model, guard: Guard, repeats: int, *, brief: bool = False) -> list[dict]:
+    """One row per batch size and policy (brief: those that only watch)."""
     world, rows = World(), []
     for batch in BATCHES:
         num = max(batch, 8)
@@ -95,6 +115,8 @@ def bench(model: Model, guard: Guard, repeats: int) -> list[dict]:
             "correct, a fifth flagged": Policy(kind="correct", threshold=fifth),
         }
         for name, policy in policies.items():
+            if brief and name != "observe":
+                continue
             found = ratios(lambda policy=policy, guarded=guarded: guarded(policy), plain, repeats)
             rows.append(
                 {"batch": batch, "policy": name, "answers": num, "tokens": tokens, "ratio": summary(found)}
@@ -111,33 +133,49 @@ def bench(model: Model, guard: Guard, repeats: int) -> list[dict]:
     return rows
 
 
-def publish(name: str, found: dict[str, list[dict]]) -> None:
-    """Write the table: a row for each batch size and policy, a column for each readout."""
+def bench_sizes(model: Model, probe: str | None, repeats: int) -> dict[str, list[dict]]:
+    """`bench` of the pocket model in larger bodies."""
+    found = {}
+    for num_layers, width in SIZES:
+        body = enlarged(model, num_layers, width)
+        millions = sum(p.numel() for p in body.hf.parameters()) / 1e6
+        guard = make_guard(body, probe, made_for=model)
+        found[f"{millions:.1f}M"] = bench(body, guard, repeats, brief=bool(found))
+    return found
+
+
+def publish(name: str, found: dict[str, list[dict]], *, command: str) -> None:
+    """Write the table: a row for each batch size and policy, a column for each guard."""
+    keys = [(row["batch"], row["policy"]) for row in next(iter(found.values()))]
+    ratio_of = {
+        (title, row["batch"], row["policy"]): row["ratio"] for title, each in found.items() for row in each
+    }
     rows = []
-    for place, first in enumerate(next(iter(found.values()))):
-        ratios_of = {title: each[place]["ratio"] for title, each in found.items()}
+    for batch, policy in keys:
+        here = {title: ratio for title in found if (ratio := ratio_of.get((title, batch, policy)))}
         rows.append(
             {
-                "title": f"batch {first['batch']}: {first['policy']}",
+                "title": f"batch {batch}: {policy}",
                 "cells": {
                     title: f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
-                    for title, ratio in ratios_of.items()
+                    for title, ratio in here.items()
                 },
-                "values": {title: list(ratio.values()) for title, ratio in ratios_of.items()},
-                "bold": first["policy"] == "observe",
+                "values": {title: list(ratio.values()) for title, ratio in here.items()},
+                "bold": policy == "observe",
             }
         )
     write_table(
         name,
         title="Guarded generation against plain generation",
         model="pocket (2.9M parameters, trained from scratch on a synthetic world)",
-        command=f"python -m benchmarks.bench_guard{' --probe runs/probe' if len(found) > 1 else ''}",
+        command=command,
         columns=[(title, title) for title in found],
         rows=rows,
         notes=[
             "Seconds per token of answer, guarded over plain: median and quartiles of pairs in alternating order, one thread; wanted: "
-            "at most 1.05. Where nothing is flagged the texts are the plain ones (checked)."
-            " A fifth flagged: tokens are put in, and answers go on."
+            "at most 1.05. Where nothing is flagged the texts are the plain ones (checked). A fifth flagged: tokens are put in, and "
+            "answers go on. An attention probe that reads three sites' activations and the model's confidence; larger models are the "
+            "pocket model with layers and neurons that add nothing, so that the answers are the same."
         ],
     )
 
@@ -146,6 +184,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--probe", help="folder of a probe of the pocket model")
+    parser.add_argument("--sizes", action="store_true", help="the pocket model in larger bodies, too")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
@@ -153,14 +192,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = load_model("organism:pocket")
-    readouts = {"a direction": None} | ({"the probe": options.probe} if options.probe else {})
     with quiet():
-        found = {
-            title: bench(model, make_guard(model, probe), options.repeats)
-            for title, probe in readouts.items()
-        }
+        found = {"a direction": bench(model, make_guard(model, None), options.repeats)}
+        if options.sizes:
+            sizes = bench_sizes(model, options.probe, options.repeats)
+            found |= {f"the probe, {size} parameters": rows for size, rows in sizes.items()}
+        elif options.probe:
+            found["the probe"] = bench(model, make_guard(model, options.probe), options.repeats)
     if options.publish:
-        publish(options.publish, found)
+        publish(options.publish, found, command="python -m benchmarks.bench_guard --probe runs/probe --sizes")
     if options.json:
         print(json.dumps({"guarded_over_plain_per_token": found, "target": 1.05}))
         return
@@ -169,7 +209,7 @@ def main() -> None:
         for row in rows:
             ratio = row["ratio"]
             print(
-                f"  {title:12} batch {row['batch']:3}  {row['policy']:26} {ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+                f"  {title:28} batch {row['batch']:3}  {row['policy']:26} {ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
                 f"   {row['answers']} answers, {row['tokens']} tokens"
             )
 
