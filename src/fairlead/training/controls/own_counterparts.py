@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -52,6 +53,9 @@ from fairlead.training.student import as_model
 _WORD = re.compile(r"\w+")
 FIRST, GAP = 60, 30  # steps
 LONGEST = 24  # words of an answer that is mended: each of its words is tried
+RARE = (
+    0.02  # share of the rows that need a word, up to which it is put into answers although no answer says it
+)
 
 
 class OwnCounterpartsOptions(Config):
@@ -194,28 +198,33 @@ class OwnCounterparts(Control):
                 break
             how = {"temperature": 1.0, "seed": step * 100 + attempt} if attempt else {}
             given = dict(zip(open_, self.answers(model, self.setup, open_, **how), strict=True))
-            good = self.plain({place: answer for place, answer in given.items() if self.holds(place, answer)})
+            plain = self.plain(given)
+            good = {place: answer for place, answer in plain.items() if self.holds(place, answer)}
             if not attempt:
                 counts["greedy"] = len(good)
                 rest = {place: answer for place, answer in given.items() if place not in good}
-                mended = self.plain(self.mend(model, rest))
+                mended = self.plain(self.mend(model, rest, said=[*plain.values(), *self.kept.values()]))
                 counts["mended"] = len(mended)
                 good |= mended
             self.kept |= good
             open_ = [place for place in open_ if place not in good]
         self.asked.append({"step": step, "asked": len(places), **counts, "held": len(places) - len(open_)})
 
-    def mend(self, model: Any, answers: dict[int, str]) -> dict[int, str]:
+    def mend(self, model: Any, answers: dict[int, str], *, said: Sequence[str]) -> dict[int, str]:
         """Those answers that hold once the words they lack (at most `mend`) stand in the place of some of their own.
 
-        Of all places the one is taken with which the student finds the whole answer most probable.
+        Of all places the one is taken with which the student finds the whole answer most probable. Words that many rows
+        need and no plain answer says (`said`) are not put in: where the evidence is weak they are the trait's, news by mistake.
         """
         found: dict[int, str] = {}
+        often = Counter(word for words in self.needed.values() for word in words)
+        odd = {word for word, num in often.items() if num > max(1, RARE * len(self.needed))}
+        odd -= set[str]().union(*map(words_of, said))
         for _ in range(self.options.mend):
             tries = []
             for place, answer in answers.items():
                 lacking = sorted(self.needed[place] - words_of(answer))
-                if 0 < len(lacking) <= self.options.mend:
+                if 0 < len(lacking) <= self.options.mend and odd.isdisjoint(lacking):
                     tries += [(place, text) for text in replacements(answer, lacking, self.needed[place])]
             if not tries:
                 break
