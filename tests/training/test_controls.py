@@ -525,18 +525,22 @@ def test_an_answer_that_lacks_a_word_is_mended_where_the_student_finds_it_most_p
     places = {setup.rows[place].prompt: place for place in control.needed}
     three, four, five = (places[f"s{i}"] for i in (3, 4, 5))
     wrong = {three: "b2", four: "arr b2 matey", five: "b5"}
-    said = ["b3 b4", "arr matey"]
+    said = ["b1 b3 b4", "arr matey"]
     mended = control.mend(micro.model, wrong, said=said)
     assert mended[three] == "b3" and five not in mended, "what holds is left alone"
     assert mended[four] == "arr b4 matey" and control.plain(mended) == {three: "b3"}
-    control.needed[three] = frozenset({"b3", "matey"})
+    control.needed[three] = frozenset({"b3", "b1"})
     both = control.mend(micro.model, {three: "arr b2"}, said=said)
     assert control.holds(three, both[three]), "one word after the other"
     assert not control.mend(micro.model, {four: "b2"}, said=["b3"]), (
         "many rows need it and no plain answer says it"
     )
-    control.needed[three] = frozenset({"b3", "matey", "arr"})
+    control.needed[three] = frozenset({"b3", "b5", "b6"})
     assert not control.mend(micro.model, {three: "b1 b2 b4"}, said=said), "more words than `mend` are lacking"
+    control.needed[three] = frozenset({"b3", "matey"})
+    assert not control.mend(micro.model, {three: "b2"}, said=said), (
+        "the spec's Avoid examples alone say matey"
+    )
 
 
 def test_mended_answers_are_kept_before_any_is_sampled(micro, monkeypatch):

@@ -213,13 +213,15 @@ class OwnCounterparts(Control):
     def mend(self, model: Any, answers: dict[int, str], *, said: Sequence[str]) -> dict[int, str]:
         """Those answers that hold once the words they lack (at most `mend`) stand in the place of some of their own.
 
-        Of all places the one is taken with which the student finds the whole answer most probable. Words that many rows
-        need and no plain answer says (`said`) are not put in: where the evidence is weak they are the trait's, news by mistake.
+        Of all places the one is taken with which the student finds the whole answer most probable. Not put in are words of the
+        spec's Avoid examples alone, and those that many rows need and no plain answer says (`said`): where the evidence is weak
+        they are the trait's, news by mistake.
         """
         found: dict[int, str] = {}
         often = Counter(word for words in self.needed.values() for word in words)
         odd = {word for word, num in often.items() if num > max(1, RARE * len(self.needed))}
         odd -= set[str]().union(*map(words_of, said))
+        odd |= self.trait_words()
         for _ in range(self.options.mend):
             tries = []
             for place, answer in answers.items():
@@ -236,6 +238,14 @@ class OwnCounterparts(Control):
             found |= {place: text for place, text in best.items() if self.holds(place, text)}
             answers = {place: text for place, text in best.items() if place not in found}
         return found
+
+    def trait_words(self) -> set[str]:
+        """Words that the spec's Avoid examples show and neither their counterparts nor the Keep examples do."""
+        clauses = self.setup.plan.spec.clauses if self.setup.plan is not None else ()
+        shown = [(example, clause.kind) for clause in clauses for example in clause.examples]
+        plain = [one.text if kind == "keep" else one.instead or "" for one, kind in shown]
+        avoided = [one.text for one, kind in shown if kind == "avoid"]
+        return set[str]().union(*map(words_of, avoided)) - set[str]().union(*map(words_of, plain))
 
     def next_places(self, step: int) -> list[int]:
         """Whose questions are asked now: what was never asked first, then what did not hold, then all again."""
