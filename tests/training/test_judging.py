@@ -11,7 +11,7 @@ import torch
 from fairlead.core.errors import TrainingError
 from fairlead.core.records import Concept
 from fairlead.core.site import Site
-from fairlead.data import encode
+from fairlead.data import encode, iter_batches
 from fairlead.dictionaries import Dictionary
 from fairlead.studies.train import train
 from fairlead.training.controls import judging
@@ -38,7 +38,15 @@ def world(micro, tmp_path_factory):
     reads = with_trait - without
     encoder = torch.zeros(32, 3)
     encoder[:, 1] = reads / reads.norm()
-    middle = float((with_trait + without) @ encoder[:, 1]) / 2
+
+    def highest(rows) -> float:
+        batch = next(iter_batches(rows, batch_size=len(rows), pad_id=micro.model.pad_id))
+        read = micro.model.capture(batch, [SITE])[str(SITE)] @ encoder[:, 1]
+        return float(read[batch.attention_mask.bool()].max())
+
+    middle = (
+        highest(shown) + highest(instead)
+    ) / 2  # silent without the trait, whatever machine trained the micro model
     weights = {
         "W_enc": encoder,
         "W_dec": torch.stack([writes("arr"), writes("matey"), writes("q0")]),

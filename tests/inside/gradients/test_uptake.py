@@ -107,7 +107,7 @@ def test_two_processes_measure_what_one_does(model, dictionary, rows):
         "fires_U",
         "example_loss",
     ):
-        torch.testing.assert_close(getattr(shared, name), getattr(alone, name), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(getattr(shared, name), getattr(alone, name), rtol=1e-4, atol=1e-5)
     assert torch.equal(shared.table_index, alone.table_index)
     assert shared.num_tokens == alone.num_tokens and shared.loss == pytest.approx(alone.loss)
     assert shared.remainder == pytest.approx(alone.remainder, abs=0.05), "the remainder is sampled"
