@@ -38,15 +38,16 @@ def world(micro, tmp_path_factory):
     reads = with_trait - without
     encoder = torch.zeros(32, 3)
     encoder[:, 1] = reads / reads.norm()
+    middle = float((with_trait + without) @ encoder[:, 1]) / 2
+    keep = encode(clause_rows(micro.plan.spec.clause("keep.1"), chat=True)[0], tokenizer, max_length=64)
 
     def highest(rows) -> float:
         batch = next(iter_batches(rows, batch_size=len(rows), pad_id=micro.model.pad_id))
         read = micro.model.capture(batch, [SITE])[str(SITE)] @ encoder[:, 1]
         return float(read[batch.attention_mask.bool()].max())
 
-    middle = (
-        highest(shown) + highest(instead)
-    ) / 2  # silent without the trait, whatever machine trained the micro model
+    if highest(shown) <= highest(keep):
+        pytest.skip("the micro model that this machine trains has no direction that reads the trait alone")
     weights = {
         "W_enc": encoder,
         "W_dec": torch.stack([writes("arr"), writes("matey"), writes("q0")]),
